@@ -1,0 +1,149 @@
+"""Leased rows: the one mechanism by which workers share a table of due work without a leader.
+
+A row is due, or it is leased (``lease_id``, ``lease_until``) to one claim, or it is finished. Every write of
+a leased row names its ``lease_id``, so a worker whose lease was rescued changes nothing. Jobs and webhook
+deliveries are both such rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    Float,
+    Integer,
+    Select,
+    String,
+    Table,
+    Update,
+    and_,
+    bindparam,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.functions import FunctionElement
+
+from svc_infra.db.base import IdText, UtcDateTime
+from svc_infra.db.rowset import Rowset
+
+CLAIMS = Rowset("claims", id=IdText, lease_id=IdText)
+"""The rows that a worker holds: their ids, each with the lease it was claimed under."""
+
+
+class LeasedRow:
+    """The columns that make a table one of leased rows."""
+
+    state: Mapped[str] = mapped_column(String(16))
+    run_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    rescues: Mapped[int] = mapped_column(Integer, default=0)
+    lease_id: Mapped[str | None] = mapped_column(IdText)
+    lease_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class wall_time(FunctionElement[datetime]):  # reads as the SQL function that it is
+    """The database's own time plus some seconds; never a worker's clock, which may be wrong."""
+
+    name = "wall_time"
+    inherit_cache = True
+    type = UtcDateTime()
+
+    def __init__(self, plus_seconds: ColumnElement[Any] | None = None) -> None:
+        super().__init__(*([] if plus_seconds is None else [plus_seconds]))
+
+
+@compiles(wall_time, "postgresql")
+def _wall_time_postgresql(element: wall_time, compiler: Any, **kw: Any) -> str:
+    # Not now(): that stands still for as long as a transaction is open.
+    seconds = compiler.process(element.clauses, **kw)
+    return f"(clock_timestamp() + make_interval(secs => {seconds}))" if seconds else "clock_timestamp()"
+
+
+@compiles(wall_time, "sqlite")
+def _wall_time_sqlite(element: wall_time, compiler: Any, **kw: Any) -> str:
+    seconds = compiler.process(element.clauses, **kw)
+    modifier = f", ({seconds}) || ' seconds'" if seconds else ""
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now'{modifier})"
+
+
+def in_state(table: Table, state: str) -> ColumnElement[bool]:
+    """Compare the state with a literal: with a parameter no planner could use a partial index on it."""
+    return table.c.state == literal_column(f"'{state}'", String)
+
+
+def claim_statement(
+    table: Table, candidates: Select[Any], *, running: str, columns: Sequence[Column[Any]] | None = None
+) -> Update:
+    """Lease what ``candidates`` (a select of ids, ordered, limited) finds, and return the rows.
+
+    The CTE is materialized because the planner may otherwise run a sub-select once per joined row and lease
+    more rows than its LIMIT. Rows that others are claiming are skipped, not waited for. Parameters:
+    ``lease_id``, ``lease_seconds``. RETURNING (of ``columns``, else of all) promises no order: the caller
+    sorts.
+    """
+    due = (
+        candidates.with_for_update(skip_locked=True, of=table)
+        .cte("due")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )
+    return (
+        update(table)
+        .where(table.c.id.in_(select(due.c.id)))
+        .values(
+            state=running,
+            attempt=table.c.attempt + 1,
+            lease_id=bindparam("lease_id", type_=IdText),
+            lease_until=wall_time(_lease_seconds()),
+        )
+        .returning(*(table.c if columns is None else columns))
+    )
+
+
+def extend_statement(table: Table, dialect: str, *, running: str) -> Update:
+    """Extend the leases in ``CLAIMS`` that are still held, and return their ids.
+
+    Rows that are locked are skipped: a finish holds its row until its commit, and waiting for it would let
+    the worker's other leases run out. Parameters: those of ``CLAIMS`` and ``lease_seconds``.
+    """
+    claims = CLAIMS.table(dialect)
+    held = (
+        select(table.c.id)
+        .join(claims, and_(table.c.id == claims.c.id, table.c.lease_id == claims.c.lease_id))
+        .where(in_state(table, running))
+        .with_for_update(skip_locked=True, of=table)
+        .cte("held")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )
+    return (
+        update(table)
+        .where(table.c.id.in_(select(held.c.id)))
+        .values(lease_until=wall_time(_lease_seconds()))
+        .returning(table.c.id)
+    )
+
+
+def expired(table: Table, *, running: str, limit: int) -> Select[Any]:
+    """Select the ids of rows whose lease has run out and that nobody is finishing at this moment."""
+    return (
+        select(table.c.id)
+        .where(in_state(table, running), table.c.lease_until < wall_time())
+        .order_by(table.c.lease_until)
+        .limit(limit)
+        .with_for_update(skip_locked=True, of=table)
+    )
+
+
+def is_held(table: Table, claims: Any, *, running: str) -> ColumnElement[bool]:
+    """The fence: this row is still leased under the lease that the claim was given."""
+    return and_(table.c.id == claims.c.id, table.c.lease_id == claims.c.lease_id, table.c.state == running)
+
+
+def _lease_seconds() -> ColumnElement[Any]:
+    return bindparam("lease_seconds", type_=Float)

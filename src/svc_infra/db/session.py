@@ -1,0 +1,139 @@
+"""Engines and sessions: the settings without which a database loses updates, hangs or leaks secrets."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import structlog
+from sqlalchemy import event, make_url
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from svc_infra.db.exact import register_exact_sum
+from svc_infra.exceptions import InvalidSettings
+
+log = structlog.get_logger(__name__)
+
+SQLITE_BUSY_TIMEOUT_SECONDS = 60
+
+
+def normalize_url(url: str | URL) -> URL:
+    """Return ``url`` with the async driver of its database.
+
+    Raises:
+        InvalidSettings: neither ``sqlite`` nor ``postgresql``.
+    """
+    parsed = make_url(url)
+    match parsed.get_backend_name():
+        case "sqlite":
+            return parsed.set(drivername="sqlite+aiosqlite")
+        case "postgresql" | "postgres":
+            return parsed.set(drivername="postgresql+asyncpg")
+        case other:
+            raise InvalidSettings(
+                f"no support for {other!r} databases; use sqlite:///file.db or postgresql://host/db"
+            )
+
+
+def make_engine(
+    url: str | URL,
+    *,
+    pool_size: int = 8,
+    statement_timeout_seconds: float = 60,
+    lock_timeout_seconds: float = 20,
+    idle_in_transaction_timeout_seconds: float = 120,
+    behind_transaction_pooler: bool = False,
+) -> AsyncEngine:
+    """Make the engine that the worker and the API use.
+
+    ``behind_transaction_pooler`` is for PgBouncer and its like in transaction mode: no prepared statements
+    that outlive a transaction, no pool of our own, no session settings at connect. The timeouts are
+    PostgreSQL's; behind a pooler set them on the role instead.
+    """
+    parsed = normalize_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite_engine(parsed)
+    if behind_transaction_pooler:
+        return create_async_engine(
+            parsed,
+            hide_parameters=True,
+            poolclass=NullPool,
+            connect_args={"statement_cache_size": 0, "prepared_statement_cache_size": 0},
+        )
+    return create_async_engine(
+        parsed,
+        hide_parameters=True,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_recycle=1800,
+        pool_pre_ping=False,
+        connect_args={
+            "server_settings": {
+                "application_name": "svc_infra",
+                "statement_timeout": _milliseconds(statement_timeout_seconds),
+                "lock_timeout": _milliseconds(lock_timeout_seconds),
+                "idle_in_transaction_session_timeout": _milliseconds(idle_in_transaction_timeout_seconds),
+                # Plans of our few statements are stable; compiling them costs more than they run.
+                "jit": "off",
+            }
+        },
+    )
+
+
+def make_session_factory(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+    """Make the factory of the short sessions that every unit of work opens for itself."""
+    return async_sessionmaker(engine, expire_on_commit=False)
+
+
+def wal_is_safe(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -> bool:
+    """Whether this SQLite is free of the WAL-reset bug, which can corrupt a file that two connections write.
+
+    Fixed in 3.51.3 and 3.53.0, and in the maintenance releases 3.44.6 and 3.50.7
+    (https://www.sqlite.org/wal.html#walresetbug).
+    """
+    major_minor, patch = version[:2], version[2]
+    if major_minor in {(3, 44), (3, 50), (3, 51)}:
+        return patch >= {(3, 44): 6, (3, 50): 7, (3, 51): 3}[major_minor]
+    return major_minor >= (3, 52)
+
+
+def sqlite_journal_mode() -> str:
+    """The journal mode that is safe with the linked SQLite: ``wal``, or ``truncate`` where WAL is not."""
+    return "wal" if wal_is_safe() else "truncate"
+
+
+def _sqlite_engine(url: URL) -> AsyncEngine:
+    is_memory = url.database in (None, "", ":memory:")
+    # One connection a process: its tasks then queue in order for it, where several connections would poll
+    # for the file's one write lock. The file lock orders the processes.
+    pool: dict[str, Any] = {} if is_memory else {"pool_size": 1, "max_overflow": 0, "pool_timeout": 60}
+    engine = create_async_engine(
+        url, hide_parameters=True, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS}, **pool
+    )
+    journal_mode = sqlite_journal_mode()
+    log.info("sqlite.journal_mode", mode=journal_mode, sqlite_version=sqlite3.sqlite_version)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _configure(dbapi_connection: Any, _record: Any) -> None:
+        # SQLAlchemy's driver would begin transactions late and deferred, which loses updates silently.
+        dbapi_connection.isolation_level = None
+        cursor = dbapi_connection.cursor()
+        cursor.execute("PRAGMA foreign_keys = ON")
+        if not is_memory:
+            cursor.execute(f"PRAGMA journal_mode = {journal_mode}")
+            cursor.execute("PRAGMA synchronous = FULL")
+            cursor.execute("PRAGMA cache_size = -65536")
+        cursor.close()
+        register_exact_sum(dbapi_connection)
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begin_immediate(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(int(seconds * 1000))

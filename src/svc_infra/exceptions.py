@@ -1,0 +1,116 @@
+"""Every error this package raises on purpose, under one base.
+
+A message says what is wrong and what to do about it. What a job handler may *return* to end its attempt
+(retry, snooze, discard, cancel) is not an error and lives in ``svc_infra.jobs.outcome``.
+"""
+
+from __future__ import annotations
+
+
+class SvcInfraError(Exception):
+    """Base of all errors of this package."""
+
+
+class InvalidSettings(SvcInfraError):
+    """A setting is unknown, missing or has a value that cannot be used."""
+
+
+class SchemaMissing(SvcInfraError):
+    """The database has no or an older schema; ``worker.py migrate`` brings it up."""
+
+
+# --- jobs and schedules ---------------------------------------------------------------------------------
+
+
+class InvalidPayload(SvcInfraError):
+    """A job payload or a message cannot be stored as JSON, or does not have the promised shape."""
+
+
+class InvalidSchedule(SvcInfraError):
+    """A cron expression, time zone or catch-up policy cannot be used."""
+
+
+class NotInTransaction(SvcInfraError):
+    """A durable queue was used without a session: bind it first with ``queue.bind(session)``."""
+
+
+class UnknownJob(SvcInfraError):
+    """No handler is registered for this job name; the job is left for a worker that has one."""
+
+
+class LeaseLost(SvcInfraError):
+    """The lease of this claim is gone, so nothing that the attempt did may be kept."""
+
+
+# --- webhooks ---------------------------------------------------------------------------------------------
+
+
+class InvalidEndpoint(SvcInfraError):
+    """A webhook endpoint cannot be stored or used as given."""
+
+
+class InvalidTopic(SvcInfraError):
+    """A topic is not ``part.part`` of letters, digits and underscores."""
+
+
+class InvalidSecret(SvcInfraError):
+    """A signing secret cannot be used."""
+
+
+class VerificationFailed(SvcInfraError):
+    """A received webhook is not what its signature says, or it is too old."""
+
+
+class AddressRefused(SvcInfraError):
+    """The endpoint's address may not be dialled."""
+
+
+# --- billing ----------------------------------------------------------------------------------------------
+
+
+class InvalidUsage(SvcInfraError):
+    """A usage event cannot be recorded as given."""
+
+
+class IdempotencyConflict(SvcInfraError):
+    """The idempotency key was used before with another payload; nothing was written."""
+
+
+class InvalidCurrency(SvcInfraError):
+    """Not a known ISO 4217 currency code."""
+
+
+class InvalidPeriod(SvcInfraError):
+    """A period is empty, inverted, naive, or not bounded by the tenant's local midnights."""
+
+
+class PeriodOverlap(SvcInfraError):
+    """The period overlaps one that was invoiced already with other bounds."""
+
+
+class InvalidPrice(SvcInfraError):
+    """A price cannot be rated as given."""
+
+
+class AmbiguousPrice(SvcInfraError):
+    """Two prices bill the same metric of a tenant at the same instant."""
+
+
+class AmountTooLarge(SvcInfraError):
+    """An amount of money does not fit 64-bit minor units."""
+
+
+class InvalidCatalog(SvcInfraError):
+    """The catalog file has an error; the message names the file and the line."""
+
+
+class InvalidSubscription(SvcInfraError):
+    """A subscription cannot be stored as given."""
+
+
+class NotFound(SvcInfraError):
+    """No such record for this tenant."""
+
+
+class QuotaExceeded(SvcInfraError):
+    """The plan's limit for this window is used up."""
