@@ -1,0 +1,69 @@
+"""The command line: one file per group of commands, imported only when one of its commands runs."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from svc_infra import __version__
+
+EXIT_FAILED, EXIT_USAGE = 1, 2
+
+# The help text stands here so that listing the commands imports none of them.
+_COMMANDS = {
+    "migrate": ("svc_infra.cli.migrate:migrate", "Bring the database to the schema of this version."),
+    "run": ("svc_infra.cli.run:run", "Run the worker: jobs, cron, webhook relay and sender."),
+    "usage": ("svc_infra.cli.usage:usage", "Import usage events from CSV or JSON lines."),
+    "catalog": ("svc_infra.cli.catalog:catalog", "Apply plans and prices from a catalog file."),
+    "subscriptions": ("svc_infra.cli.subscriptions:subscriptions", "Subscribe tenants to plans; list them."),
+    "endpoints": ("svc_infra.cli.endpoints:endpoints", "Add and list webhook endpoints."),
+    "invoices": ("svc_infra.cli.invoices:invoices", "List, show and export invoices."),
+    "demo": ("svc_infra.cli.demo:demo", "Bill a history in simulated time and prove every amount."),
+    "doctor": ("svc_infra.cli.doctor:doctor", "Check the database, the settings and the schedules."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module_name, attribute = _COMMANDS[cmd_name][0].split(":")
+        command: click.Command = getattr(import_module(module_name), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(version)s")
+def cli() -> None:
+    """Usage-based billing, a durable job worker with cron, and transactional webhooks.
+
+    Exit codes: 0 done, 1 failed (the message says what), 2 wrong usage.
+    """
+
+
+def main() -> None:
+    """Run the command line; expected errors are one sentence on standard error, never a traceback."""
+    from svc_infra.exceptions import InvalidSettings, SvcInfraError
+
+    try:
+        cli.main(standalone_mode=True)
+    except InvalidSettings as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(EXIT_USAGE)
+    except SvcInfraError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(EXIT_FAILED)
+    except ConnectionError as error:
+        click.echo(f"Error: the database does not answer: {error}", err=True)
+        sys.exit(EXIT_FAILED)

@@ -1,0 +1,90 @@
+"""What every command shares: the settings options, the engine, and how results are printed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+from svc_infra.config import Settings, load_settings
+from svc_infra.db.migration import require_head
+from svc_infra.db.session import make_engine, make_session_factory
+from svc_infra.logs import configure_logging
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DEFAULT_CONFIG = Path("config/worker.toml")
+
+
+def settings_options(command: Callable[P, T]) -> Callable[..., T]:
+    """Give a command ``--config`` and ``--database-url``, and pass it the loaded ``settings``."""
+
+    @click.option(
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Settings file; config/worker.toml is read when it is there.",
+    )
+    @click.option("--database-url", help="Database to use, before DATABASE_URL and the settings file.")
+    @wraps(command)
+    def with_settings(
+        *args: P.args, config_file: Path | None, database_url: str | None, **kwargs: P.kwargs
+    ) -> T:
+        if config_file is None and DEFAULT_CONFIG.is_file():
+            config_file = DEFAULT_CONFIG
+        settings = load_settings(config_file, database_url=database_url)
+        configure_logging(settings.log.level)
+        kwargs["settings"] = settings
+        return command(*args, **kwargs)
+
+    return with_settings
+
+
+def json_option(command: Callable[P, T]) -> Callable[P, T]:
+    """Give a command ``--json``, passed as ``as_json``."""
+    option: Callable[[Callable[P, T]], Callable[P, T]] = click.option(
+        "--json", "as_json", is_flag=True, help="Print JSON for programs instead of a table for people."
+    )
+    return option(command)
+
+
+def run_async(main: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine to its end."""
+    return asyncio.run(main)
+
+
+def engine_of(settings: Settings) -> AsyncEngine:
+    """Make the engine that the settings describe."""
+    database = settings.database
+    return make_engine(
+        database.url,
+        pool_size=database.pool_size,
+        statement_timeout_seconds=database.statement_timeout_seconds,
+        lock_timeout_seconds=database.lock_timeout_seconds,
+        idle_in_transaction_timeout_seconds=database.idle_in_transaction_timeout_seconds,
+        behind_transaction_pooler=database.behind_transaction_pooler,
+    )
+
+
+@asynccontextmanager
+async def open_database(settings: Settings) -> AsyncIterator[async_sessionmaker[AsyncSession]]:
+    """Open the database for one command; its schema must be at this version's head."""
+    engine = engine_of(settings)
+    try:
+        await require_head(engine)
+        yield make_session_factory(engine)
+    finally:
+        await engine.dispose()
+
+
+def echo_json(value: Any) -> None:
+    """Print ``value`` as one line of JSON; money and quantities are already text or integers."""
+    click.echo(json.dumps(value, separators=(",", ":"), ensure_ascii=False))
