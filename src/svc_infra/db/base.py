@@ -1,10 +1,7 @@
-"""The declarative base, the column types that both databases share, and client-made ids."""
+"""The declarative base and the column types that both databases share."""
 
 from __future__ import annotations
 
-import os
-import threading
-import time
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -15,6 +12,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from svc_infra.canonical import canonical_decimal
 from svc_infra.clock import require_utc
+from svc_infra.ids import new_id
 
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -27,6 +25,8 @@ NAMING_CONVENTION = {
 QUANTITY_DIGITS, QUANTITY_SCALE = 38, 12
 TENANT_ID_LENGTH = 255
 IdText = String(40)
+
+__all__ = ["TENANT_ID_LENGTH", "Base", "IdText", "Quantity", "UtcDateTime", "new_id"]
 
 
 class Base(DeclarativeBase):
@@ -81,35 +81,3 @@ class Quantity(TypeDecorator[Decimal]):
         if value is None:
             return None
         return value if isinstance(value, Decimal) else Decimal(value)
-
-
-class _UuidV7:
-    """Time-ordered ids (RFC 9562, version 7), strictly increasing within a process.
-
-    The 12 bits after the millisecond and the next 30 bits count up inside one millisecond, so that ids made
-    in a row sort in the order they were made and insert at the right edge of an index.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._last_ms = 0
-        self._sequence = 0
-
-    def __call__(self) -> str:
-        with self._lock:
-            now_ms = time.time_ns() // 1_000_000
-            if now_ms > self._last_ms:
-                self._last_ms = now_ms
-                self._sequence = int.from_bytes(os.urandom(5), "big") >> 1 & 0x1FF_FFFF_FFFF
-            else:
-                self._sequence += 1
-            milliseconds, sequence = self._last_ms, self._sequence
-        random_bits = int.from_bytes(os.urandom(4), "big")
-        high = milliseconds << 16 | 0x7000 | sequence >> 30 & 0xFFF
-        low = 0x8000_0000_0000_0000 | (sequence & 0x3FFF_FFFF) << 32 | random_bits
-        text = f"{high:016x}{low:016x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-new_id = _UuidV7()
-"""Make a new id: a UUIDv7 as 36 characters of text."""

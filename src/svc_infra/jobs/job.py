@@ -1,0 +1,133 @@
+"""A job: a named payload that is run, attempt by attempt, until it reaches a terminal state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from svc_infra.canonical import JsonValue, compact_json, plain_json
+from svc_infra.exceptions import InvalidPayload
+
+MAX_NAME_LENGTH = 200
+MAX_QUEUE_LENGTH = 100
+MAX_TENANT_ID_LENGTH = 255
+MAX_PAYLOAD_BYTES = 256 * 1024
+DEFAULT_QUEUE = "default"
+DEFAULT_MAX_ATTEMPTS = 20
+_MAX_PRIORITY = 2**31 - 1
+
+
+class JobState(StrEnum):
+    """Where a job is in its life. "Scheduled" is available with a future ``run_at``."""
+
+    AVAILABLE = "available"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    DISCARDED = "discarded"
+    CANCELLED = "cancelled"
+
+
+FINISHED = frozenset({JobState.COMPLETED, JobState.DISCARDED, JobState.CANCELLED})
+"""The terminal states: a job never leaves one by itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One job as a handler sees it.
+
+    ``attempt`` is the number of the current attempt, counted when the job is claimed and so 0 before the
+    first claim. A lower ``priority`` runs first. ``rescues`` counts the leases that expired on this job.
+    ``lease_id`` is the fence of this claim: only its holder may finish the job. ``database`` names where the
+    fence can be written; a job of a memory queue has none.
+    """
+
+    id: str
+    name: str
+    payload: dict[str, Any]
+    run_at: datetime
+    created_at: datetime
+    queue: str = DEFAULT_QUEUE
+    tenant_id: str | None = None
+    priority: int = 0
+    attempt: int = 0
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    lease_id: str | None = None
+    rescues: int = 0
+    last_error: str | None = None
+    database: str | None = None
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether the job is a row of a database, so that its handler's transaction can finish it."""
+        return self.database is not None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """What ``enqueue`` is asked for, checked when it is made.
+
+    ``payload`` is replaced by its plain JSON data (decimals and instants as text), a copy that later changes
+    of the caller's dict do not reach; ``payload_json`` is its text. Without ``run_at`` the job is due at
+    once, without ``max_attempts`` the retry policy of its name decides.
+
+    Raises:
+        InvalidPayload: a field is missing, too long or not storable; the message names it.
+    """
+
+    name: str
+    payload: dict[str, Any] = field(default_factory=dict)
+    queue: str = DEFAULT_QUEUE
+    tenant_id: str | None = None
+    priority: int = 0
+    run_at: datetime | None = None
+    max_attempts: int | None = None
+    payload_json: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _check_text("name", self.name, MAX_NAME_LENGTH)
+        _check_text("queue", self.queue, MAX_QUEUE_LENGTH)
+        if self.tenant_id is not None:
+            _check_text("tenant_id", self.tenant_id, MAX_TENANT_ID_LENGTH)
+        if abs(self.priority) > _MAX_PRIORITY:
+            raise InvalidPayload(f"the priority {self.priority} of job {self.name!r} does not fit 32 bits")
+        if self.run_at is not None and self.run_at.utcoffset() is None:
+            raise InvalidPayload(f"run_at of job {self.name!r} has no UTC offset; pass an aware datetime")
+        if self.max_attempts is not None and self.max_attempts < 1:
+            raise InvalidPayload(f"max_attempts of job {self.name!r} is {self.max_attempts}; the least is 1")
+        plain, text = _encode(self.payload)
+        object.__setattr__(self, "payload", plain)
+        object.__setattr__(self, "payload_json", text)
+
+
+def encode_payload(payload: dict[str, Any]) -> str:
+    """Return ``payload`` as compact JSON text.
+
+    Decimals become canonical text and aware datetimes ISO 8601 in UTC ending in ``Z``. Finite floats pass.
+
+    Raises:
+        InvalidPayload: not a dict, something in it has no JSON form (the message names its path), or the
+            text is longer than 256 KiB.
+    """
+    return _encode(payload)[1]
+
+
+def _encode(payload: dict[str, Any]) -> tuple[JsonValue, str]:
+    if not isinstance(payload, dict):
+        raise InvalidPayload(f"a job payload is a dict, not a {type(payload).__name__}")
+    plain = plain_json(payload, floats_allowed=True)
+    text = compact_json(plain)
+    size = len(text.encode())
+    if size > MAX_PAYLOAD_BYTES:
+        raise InvalidPayload(
+            f"the payload has {size:,} bytes, the limit is {MAX_PAYLOAD_BYTES:,}; store the data in a table "
+            "and pass its id"
+        )
+    return plain, text
+
+
+def _check_text(what: str, text: str, max_length: int) -> None:
+    if not isinstance(text, str) or not text or len(text) > max_length:
+        raise InvalidPayload(f"{what} of a job must be 1 to {max_length} characters, got {text!r:.80}")
+    plain_json(text, floats_allowed=False, path=what)
