@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 import time
 
@@ -16,6 +17,9 @@ class _UuidV7:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        # Unique, not secret: ids are no passwords, and the system's randomness costs a call each.
+        self._random = random.Random(os.urandom(32))
+        os.register_at_fork(after_in_child=lambda: self._random.seed(os.urandom(32)))
         self._last_ms = 0
         self._sequence = 0
 
@@ -25,11 +29,11 @@ class _UuidV7:
             if now_ms > self._last_ms:
                 self._last_ms = now_ms
                 # The top bits stay free, so that counting up cannot run over.
-                self._sequence = int.from_bytes(os.urandom(5), "big")
+                self._sequence = self._random.getrandbits(40)
             else:
                 self._sequence += 1
             milliseconds, sequence = self._last_ms, self._sequence
-        random_bits = int.from_bytes(os.urandom(4), "big")
+        random_bits = self._random.getrandbits(32)
         high = milliseconds << 16 | 0x7000 | sequence >> 30 & 0xFFF
         low = 0x8000_0000_0000_0000 | (sequence & 0x3FFF_FFFF) << 32 | random_bits
         return f"{high:016x}{low:016x}"

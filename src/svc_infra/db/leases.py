@@ -7,11 +7,13 @@ deliveries are both such rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
+    Boolean,
     Column,
     Float,
     Integer,
@@ -29,6 +31,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.selectable import FromClause
+from sqlalchemy.sql.visitors import InternalTraversal
 
 from svc_infra.db.base import IdText, UtcDateTime
 from svc_infra.db.rowset import Rowset
@@ -73,29 +77,66 @@ def _wall_time_sqlite(element: wall_time, compiler: Any, **kw: Any) -> str:
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now'{modifier})"
 
 
-def in_state(table: Table, state: str) -> ColumnElement[bool]:
+def in_state(table: FromClause, state: str) -> ColumnElement[bool]:
     """Compare the state with a literal: with a parameter no planner could use a partial index on it."""
     return table.c.state == literal_column(f"'{state}'", String)
 
 
+class is_among(ColumnElement[bool]):  # reads as the SQL condition that it is
+    """``column`` is one of the few values that ``chosen`` selects."""
+
+    inherit_cache = True
+    _traverse_internals = [  # noqa: RUF012  # SQLAlchemy declares it so
+        ("column", InternalTraversal.dp_clauseelement),
+        ("chosen", InternalTraversal.dp_clauseelement),
+    ]
+    type = Boolean()
+
+    def __init__(self, column: ColumnElement[Any], chosen: Select[Any]) -> None:
+        self.column = column
+        self.chosen = chosen.scalar_subquery()
+
+    def self_group(self, against: Any = None) -> is_among:
+        # The base class would render "(… IN …) = 1" on SQLite, which then uses no index.
+        return self
+
+
+@compiles(is_among)
+def _is_among(element: is_among, compiler: Any, **kw: Any) -> str:
+    return f"{compiler.process(element.column, **kw)} IN {compiler.process(element.chosen, **kw)}"
+
+
+@compiles(is_among, "postgresql")
+def _is_among_postgresql(element: is_among, compiler: Any, **kw: Any) -> str:
+    # The planner cannot know how few rows a LIMIT with a parameter lets through, and for many it would read
+    # the whole table. Of an array it expects few elements, and looks each up in the index.
+    return f"{compiler.process(element.column, **kw)} = ANY(ARRAY{compiler.process(element.chosen, **kw)})"
+
+
 def claim_statement(
-    table: Table, candidates: Select[Any], *, running: str, columns: Sequence[Column[Any]] | None = None
+    table: Table,
+    candidates: Select[Any],
+    *,
+    running: str,
+    columns: Sequence[Column[Any]] | None = None,
+    choose: Callable[[CTE], Select[Any]] | None = None,
 ) -> Update:
     """Lease what ``candidates`` (a select of ids, ordered, limited) finds, and return the rows.
 
-    The CTE is materialized because the planner may otherwise run a sub-select once per joined row and lease
-    more rows than its LIMIT. Rows that others are claiming are skipped, not waited for. Parameters:
-    ``lease_id``, ``lease_seconds``. RETURNING (of ``columns``, else of all) promises no order: the caller
-    sorts.
+    ``choose`` may select the ids of only some of the candidates. The CTE is materialized because the planner
+    may otherwise run a sub-select once per joined row and lease more rows than its LIMIT. Rows that others
+    are claiming are skipped, not waited for. Parameters: ``lease_id``, ``lease_seconds``. RETURNING (of
+    ``columns``, else of all) promises no order: the caller sorts.
     """
     due = (
         candidates.with_for_update(skip_locked=True, of=table)
         .cte("due")
         .prefix_with("MATERIALIZED", dialect="postgresql")
     )
+    chosen = select(due.c.id) if choose is None else choose(due)
     return (
         update(table)
-        .where(table.c.id.in_(select(due.c.id)))
+        .where(is_among(table.c.id, chosen))
         .values(
             state=running,
             attempt=table.c.attempt + 1,
@@ -123,13 +164,13 @@ def extend_statement(table: Table, dialect: str, *, running: str) -> Update:
     )
     return (
         update(table)
-        .where(table.c.id.in_(select(held.c.id)))
+        .where(is_among(table.c.id, select(held.c.id)))
         .values(lease_until=wall_time(_lease_seconds()))
         .returning(table.c.id)
     )
 
 
-def expired(table: Table, *, running: str, limit: int) -> Select[Any]:
+def expired(table: Table, *, running: str, limit: int | ColumnElement[int]) -> Select[Any]:
     """Select the ids of rows whose lease has run out and that nobody is finishing at this moment."""
     return (
         select(table.c.id)
@@ -142,7 +183,7 @@ def expired(table: Table, *, running: str, limit: int) -> Select[Any]:
 
 def is_held(table: Table, claims: Any, *, running: str) -> ColumnElement[bool]:
     """The fence: this row is still leased under the lease that the claim was given."""
-    return and_(table.c.id == claims.c.id, table.c.lease_id == claims.c.lease_id, table.c.state == running)
+    return and_(table.c.id == claims.c.id, table.c.lease_id == claims.c.lease_id, in_state(table, running))
 
 
 def _lease_seconds() -> ColumnElement[Any]:

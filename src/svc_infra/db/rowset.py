@@ -73,9 +73,11 @@ class Rowset:
 
 
 def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return value
     if isinstance(value, datetime):
         # SQLAlchemy's storage format on SQLite, so that text compares like time.
-        return require_utc(value).strftime("%Y-%m-%d %H:%M:%S.%f")
+        return require_utc(value).replace(tzinfo=None).isoformat(" ", "microseconds")
     if isinstance(value, Decimal):
         return canonical_decimal(value)
     return value

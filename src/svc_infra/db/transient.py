@@ -17,9 +17,7 @@ _SQLITE_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 def is_contention(error: BaseException) -> bool:
     """Whether another transaction was in the way: the same work succeeds when it is repeated."""
-    return any(
-        _sqlstate(link) in _CONTENTION_STATES or _is_sqlite_busy(link) for link in _links(error)
-    )
+    return any(_sqlstate(link) in _CONTENTION_STATES or _is_sqlite_busy(link) for link in _links(error))
 
 
 def is_transient(error: BaseException) -> bool:

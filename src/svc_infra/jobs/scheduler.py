@@ -1,0 +1,179 @@
+"""The scheduler: it turns cron fires into jobs, each fire once, with any number of schedulers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+
+from svc_infra.canonical import canonical_instant
+from svc_infra.clock import Clock, SystemClock
+from svc_infra.exceptions import InvalidSchedule
+from svc_infra.jobs.cron import CatchUp, CronSchedule, DueFires, due_fires
+from svc_infra.jobs.job import DEFAULT_QUEUE, JobRequest
+from svc_infra.jobs.loop import run_loop
+from svc_infra.jobs.schedule_store import Fire, ScheduleStore
+
+log = structlog.get_logger(__name__)
+
+# Records of fires are kept for as long as somebody may ask what happened; never less than catching up needs.
+FIRES_KEPT = timedelta(days=400)
+_MAX_NAME_LENGTH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A job that is enqueued at every fire of ``cron``, with ``fire_at`` (ISO 8601, ``Z``) in its payload.
+
+    ``catch_up`` says what becomes of fires that were missed while no scheduler ran; ``cap`` is how many of
+    them one tick takes.
+
+    Raises:
+        InvalidSchedule: the name is empty or too long, or the cap is not positive.
+    """
+
+    name: str
+    cron: CronSchedule
+    job_name: str
+    payload: dict[str, Any] = field(default_factory=dict)
+    queue: str = DEFAULT_QUEUE
+    catch_up: CatchUp = CatchUp.ALL
+    cap: int = 1_000
+
+    def __post_init__(self) -> None:
+        if not self.name or len(self.name) > _MAX_NAME_LENGTH:
+            raise InvalidSchedule(f"a schedule's name has 1 to {_MAX_NAME_LENGTH} characters: {self.name!r}")
+        if self.cap < 1:
+            raise InvalidSchedule(f"the cap of schedule {self.name!r} is {self.cap}; the least is 1")
+
+    def request(self, fire_at: datetime) -> JobRequest:
+        """Return the job of the fire at ``fire_at``."""
+        payload = {**self.payload, "fire_at": canonical_instant(fire_at)}
+        return JobRequest(self.job_name, payload, queue=self.queue, run_at=fire_at)
+
+
+class Scheduler:
+    """Enqueues the jobs of its schedules.
+
+    Each tick deals with the fires up to the clock's now, one transaction per schedule that has some. There is
+    no leader: the unique record of a fire, written with its job, is what makes it happen once. A new schedule
+    starts at ``start_at``, by default at its first tick.
+    """
+
+    def __init__(
+        self,
+        store: ScheduleStore,
+        schedules: Iterable[Schedule] = (),
+        *,
+        clock: Clock | None = None,
+        start_at: datetime | None = None,
+    ) -> None:
+        self._store = store
+        self._clock: Clock = clock or SystemClock()
+        self._start_at = start_at
+        self._schedules: dict[str, Schedule] = {}
+        # What the store said last. Others may have moved on since: then a tick finds nothing left to do.
+        self._fired_until: dict[str, datetime] = {}
+        self._next_fires: dict[str, datetime] = {}
+        self._has_more = False
+        for schedule in schedules:
+            self.add(schedule)
+
+    @property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """The schedules in the order in which they were added."""
+        return tuple(self._schedules.values())
+
+    def add(self, schedule: Schedule) -> None:
+        """Add a schedule.
+
+        Raises:
+            InvalidSchedule: there is one with this name.
+        """
+        if schedule.name in self._schedules:
+            raise InvalidSchedule(f"there are two schedules named {schedule.name!r}; rename one")
+        self._schedules[schedule.name] = schedule
+
+    def next_fire(self) -> datetime | None:
+        """Return the earliest fire that this scheduler has not dealt with; None without schedules."""
+        after = self._start_at or self._clock.now()
+        fires = [
+            self._next_fires.get(name) or schedule.cron.next_fire(after)
+            for name, schedule in self._schedules.items()
+        ]
+        return min(fires, default=None)
+
+    async def tick(self) -> int:
+        """Enqueue the jobs of all fires that are due and return how many were enqueued.
+
+        While nothing is due it does not ask the database.
+        """
+        now = self._clock.now()
+        waiting = [name for name in self._schedules if not self._is_after(name, now)]
+        self._has_more = False
+        if not waiting:
+            return 0
+        await self._load(waiting, now)
+        enqueued = 0
+        for name in waiting:
+            enqueued += await self._fire(self._schedules[name], now)
+        return enqueued
+
+    async def run(self, stop: asyncio.Event, *, poll_seconds: float = 1.0) -> None:
+        """Tick until ``stop`` is set, and prune the records of fires long past."""
+
+        async def step() -> bool:
+            await self.tick()
+            return self._has_more
+
+        async def prune() -> bool:
+            return await self._store.prune(before=self._clock.now() - FIRES_KEPT) > 0
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(run_loop("jobs.scheduler", step, stop=stop, poll_seconds=poll_seconds))
+            group.create_task(run_loop("jobs.prune_fires", prune, stop=stop, poll_seconds=3_600))
+
+    async def _load(self, names: list[str], now: datetime) -> None:
+        """Read how far the schedules are, and start those that are new."""
+        stored = await self._store.fired_until(names)
+        new = {name: self._start_at or now for name in names if name not in stored}
+        if new:
+            await self._store.start(new, now=now)
+            stored |= await self._store.fired_until(list(new))
+        for name, fired_until in stored.items():
+            self._dealt_with(name, fired_until)
+
+    async def _fire(self, schedule: Schedule, now: datetime) -> int:
+        if self._is_after(schedule.name, now):
+            return 0
+        due = due_fires(
+            schedule.cron,
+            after=self._fired_until[schedule.name],
+            now=now,
+            catch_up=schedule.catch_up,
+            cap=schedule.cap,
+        )
+        fires = [Fire(at, schedule.request(at)) for at in due.fires] + [Fire(at, None) for at in due.missed]
+        enqueued = await self._store.fire(schedule.name, fires, fired_until=due.fired_until, now=now)
+        self._dealt_with(schedule.name, due.fired_until)
+        self._has_more = self._has_more or due.has_more
+        _report(schedule, due, enqueued)
+        return enqueued
+
+    def _dealt_with(self, name: str, until: datetime) -> None:
+        self._fired_until[name] = until
+        self._next_fires[name] = self._schedules[name].cron.next_fire(until)
+
+    def _is_after(self, name: str, now: datetime) -> bool:
+        """Whether the schedule's next fire is known and still to come."""
+        next_fire = self._next_fires.get(name)
+        return next_fire is not None and next_fire > now
+
+
+def _report(schedule: Schedule, due: DueFires, enqueued: int) -> None:
+    if enqueued or due.missed:
+        log.info("schedule.fired", schedule=schedule.name, jobs=enqueued, missed=len(due.missed))

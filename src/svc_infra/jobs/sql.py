@@ -1,0 +1,223 @@
+"""The durable queue: jobs as rows of the application's own database, on SQLite and PostgreSQL alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
+
+from svc_infra.clock import Clock, SystemClock
+from svc_infra.db.base import new_id
+from svc_infra.db.session import make_engine, make_session_factory
+from svc_infra.exceptions import NotInTransaction
+from svc_infra.failpoints import reached
+from svc_infra.jobs import rows, statements
+from svc_infra.jobs.job import DEFAULT_MAX_ATTEMPTS, FINISHED, Job, JobRequest, JobState
+from svc_infra.jobs.models import JobRow
+from svc_infra.jobs.queue import (
+    DEFAULT_LEASE_SECONDS,
+    Enqueuer,
+    Finish,
+    Rescued,
+    StoredJob,
+    make_request,
+)
+from svc_infra.jobs.rows import insert_jobs
+
+__all__ = ["SqlJobQueue", "database_of", "insert_jobs", "sync_session"]
+
+T = TypeVar("T")
+SessionFactory = Callable[[], AsyncSession]
+
+
+def sync_session(session: Session | AsyncSession) -> Session:
+    """Return the session that does the work."""
+    return session.sync_session if isinstance(session, AsyncSession) else session
+
+
+def database_of(session: Session | AsyncSession) -> str:
+    """Return the name by which two sessions are known to be on the same database.
+
+    It has no user and no password in it. An in-memory SQLite database is known by its engine.
+    """
+    engine = sync_session(session).get_bind().engine
+    url = engine.url
+    backend = url.get_backend_name()
+    if backend == "sqlite" and url.database in (None, "", ":memory:"):
+        return f"sqlite memory {id(engine)}"
+    return f"{backend} {url.host or ''}:{url.port or ''}/{url.database}"
+
+
+class SqlJobQueue:
+    """A queue over the table ``jobs``.
+
+    Jobs are enqueued in the caller's transaction: ``queue.bind(session).enqueue(...)``, or many at once with
+    ``await queue.enqueue_many(session, requests)``. The other methods each use a short transaction of their
+    own from ``session_factory``.
+    """
+
+    def __init__(self, session_factory: SessionFactory, *, clock: Clock | None = None) -> None:
+        self.session_factory = session_factory
+        self.clock: Clock = clock or SystemClock()
+
+    def bind(self, session: Session | AsyncSession) -> Enqueuer:
+        """Return an enqueuer that adds its jobs to ``session``."""
+        return _Bound(sync_session(session), self.clock)
+
+    def enqueue(self, name: str, payload: dict[str, Any] | None = None, **options: Any) -> Job:
+        """Refuse: a job of a durable queue belongs to a transaction.
+
+        Raises:
+            NotInTransaction: always.
+        """
+        raise NotInTransaction(
+            f"{name!r} was enqueued on a durable queue without a transaction; pass queue.bind(session) "
+            "instead of queue, and commit the session"
+        )
+
+    async def enqueue_many(self, session: AsyncSession, requests: Sequence[JobRequest]) -> list[str]:
+        """Insert many jobs in the transaction of ``session``, in one statement, and return their ids."""
+        now = self.clock.now()
+        return await session.run_sync(lambda sync: insert_jobs(sync, requests, now=now))
+
+    async def claim(
+        self,
+        limit: int,
+        *,
+        names: Collection[str] | None = None,
+        queues: Collection[str] | None = None,
+        now: datetime | None = None,
+        lease_seconds: float = DEFAULT_LEASE_SECONDS,
+    ) -> list[Job]:
+        """Lease up to ``limit`` due jobs; see ``JobQueue.claim``."""
+        if limit < 1 or (names is not None and not names):
+            return []
+        due_at = now or self.clock.now()
+
+        def claim(session: Session) -> list[Job]:
+            claimed = rows.claim_jobs(
+                session,
+                limit,
+                names=names,
+                queues=queues,
+                now=due_at,
+                lease_seconds=lease_seconds,
+                database=database_of(session),
+            )
+            reached("after_claim")
+            return claimed
+
+        claimed = await self._in_transaction(claim)
+        reached("after_claim_commit")
+        return claimed
+
+    async def finish(self, finishes: Iterable[Finish]) -> set[str]:
+        """Write the transitions of jobs that are still held; see ``JobQueue.finish``."""
+        ends = list(finishes)
+        return await self._in_transaction(lambda session: rows.finish_jobs(session, ends))
+
+    async def extend(self, jobs: Iterable[Job], *, lease_seconds: float) -> set[str]:
+        """Extend leases; see ``JobQueue.extend``."""
+        claimed = list(jobs)
+        return await self._in_transaction(
+            lambda session: rows.extend_jobs(session, claimed, lease_seconds=lease_seconds)
+        )
+
+    async def release(self, jobs: Iterable[Job]) -> set[str]:
+        """Give jobs and their attempts back; see ``JobQueue.release``."""
+        claimed = list(jobs)
+        return await self._in_transaction(lambda session: rows.release_jobs(session, claimed))
+
+    async def rescue(self, *, now: datetime | None = None, limit: int = 1_000) -> Rescued:
+        """Return expired leases; see ``JobQueue.rescue``."""
+        at = now or self.clock.now()
+        return await self._in_transaction(lambda session: rows.rescue_jobs(session, now=at, limit=limit))
+
+    async def prune(
+        self, *, finished_before: datetime, states: Collection[JobState] = FINISHED, limit: int = 1_000
+    ) -> int:
+        """Delete old finished jobs; see ``JobQueue.prune``."""
+        return await self._in_transaction(
+            lambda session: rows.prune_jobs(
+                session, finished_before=finished_before, states=states, limit=limit
+            )
+        )
+
+    async def find(self, job_id: str) -> StoredJob | None:
+        """Return one job as it is stored."""
+
+        def find(session: Session) -> StoredJob | None:
+            table = statements.jobs
+            columns = (*statements.JOB_COLUMNS, table.c.state, table.c.lease_until, table.c.finished_at)
+            row = session.execute(select(*columns).where(table.c.id == job_id)).one_or_none()
+            if row is None:
+                return None
+            job = rows.job_from_row(row[:-3], database_of(session))
+            return StoredJob(job, JobState(row.state), row.lease_until, row.finished_at)
+
+        return await self._in_transaction(find)
+
+    def for_heartbeat(self) -> SqlJobQueue | None:
+        """Return this queue over an engine of its own, for another thread; see ``JobQueue.for_heartbeat``."""
+        engine = self.session_factory().sync_session.get_bind().engine
+        if engine.url.database in (None, "", ":memory:"):
+            return None
+        # The pooler's mode is one without a pool, which is what a call every few seconds wants.
+        own: AsyncEngine = make_engine(engine.url, behind_transaction_pooler=True)
+        return SqlJobQueue(make_session_factory(own), clock=self.clock)
+
+    async def dispose(self) -> None:
+        """Close the connections of the engine; only for a queue that ``for_heartbeat`` made."""
+        async with self.session_factory() as session:
+            bind = session.bind
+        if isinstance(bind, AsyncEngine):
+            await bind.dispose()
+
+    async def _in_transaction(self, work: Callable[[Session], T]) -> T:
+        async with self.session_factory() as session:
+            result = await session.run_sync(work)
+            await session.commit()
+            return result
+
+
+class _Bound:
+    """A durable queue in the transaction of one session: jobs are its pending objects until the flush."""
+
+    def __init__(self, session: Session, clock: Clock) -> None:
+        self._session = session
+        self._clock = clock
+
+    def enqueue(self, name: str, payload: dict[str, Any] | None = None, **options: Any) -> Job:
+        now = self._clock.now()
+        request = make_request(name, payload, now=now, **options)
+        row = JobRow(
+            id=new_id(),
+            name=request.name,
+            queue=request.queue,
+            tenant_id=request.tenant_id,
+            payload=request.payload,
+            priority=request.priority,
+            max_attempts=request.max_attempts or DEFAULT_MAX_ATTEMPTS,
+            run_at=request.run_at or now,
+            created_at=now,
+            state=JobState.AVAILABLE.value,
+            attempt=0,
+            rescues=0,
+        )
+        self._session.add(row)
+        return Job(
+            id=row.id,
+            name=row.name,
+            payload=row.payload,
+            run_at=row.run_at,
+            created_at=now,
+            queue=row.queue,
+            tenant_id=row.tenant_id,
+            priority=row.priority,
+            max_attempts=row.max_attempts,
+            database=None,
+        )

@@ -1,0 +1,242 @@
+"""The queue's SQL, for both databases.
+
+Each statement is built once per dialect and takes any number of rows, so that it is compiled and prepared
+once. What they are for is said in ``svc_infra.jobs.rows``, which executes them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    JSON,
+    Integer,
+    Select,
+    String,
+    Text,
+    Update,
+    and_,
+    bindparam,
+    case,
+    cast,
+    delete,
+    func,
+    insert,
+    literal,
+    literal_column,
+    null,
+    or_,
+    select,
+    type_coerce,
+    update,
+)
+from sqlalchemy.sql.dml import Insert, ReturningDelete
+from sqlalchemy.sql.elements import ColumnElement
+
+from svc_infra.db.base import IdText, UtcDateTime
+from svc_infra.db.leases import (
+    CLAIMS,
+    claim_statement,
+    expired,
+    extend_statement,
+    in_state,
+    is_among,
+    is_held,
+)
+from svc_infra.db.rowset import Rowset
+from svc_infra.jobs.job import JobState
+from svc_infra.jobs.models import JobRow
+
+jobs = JobRow.metadata.tables[JobRow.__tablename__]
+_RUNNING = JobState.RUNNING.value
+_RESCUED_ERROR = "the lease expired: the worker died, or it could not reach the database"
+
+# In the order of Job's fields below.
+JOB_COLUMNS = (
+    jobs.c.id,
+    jobs.c.name,
+    jobs.c.payload,
+    jobs.c.run_at,
+    jobs.c.created_at,
+    jobs.c.queue,
+    jobs.c.tenant_id,
+    jobs.c.priority,
+    jobs.c.attempt,
+    jobs.c.max_attempts,
+    jobs.c.lease_id,
+    jobs.c.rescues,
+    jobs.c.last_error,
+)
+
+NEW_JOBS = Rowset(
+    "new_jobs",
+    id=IdText,
+    name=String,
+    queue=String,
+    tenant_id=String,
+    payload=Text,
+    priority=Integer,
+    max_attempts=Integer,
+    run_at=UtcDateTime,
+)
+ENDED = Rowset(
+    "ended",
+    id=IdText,
+    lease_id=IdText,
+    state=String,
+    run_at=UtcDateTime,
+    attempt=Integer,
+    error=Text,
+    finished_at=UtcDateTime,
+)
+_NO_LEASE = {"lease_id": null(), "lease_until": null()}
+
+
+def _now() -> ColumnElement[datetime]:
+    return bindparam("now", type_=UtcDateTime)
+
+
+@cache
+def insert_statement(dialect: str) -> Insert:
+    new = NEW_JOBS.table(dialect)
+    # SQLite keeps JSON as text; a cast there would mean "to a number".
+    payload = type_coerce(new.c.payload, JSON) if dialect == "sqlite" else cast(new.c.payload, JSON)
+    values = {
+        "id": new.c.id,
+        "name": new.c.name,
+        "queue": new.c.queue,
+        "tenant_id": new.c.tenant_id,
+        "payload": payload,
+        "priority": new.c.priority,
+        "max_attempts": new.c.max_attempts,
+        "run_at": new.c.run_at,
+        "state": literal_column(f"'{JobState.AVAILABLE.value}'", String),
+        "attempt": literal_column("0", Integer),
+        "rescues": literal_column("0", Integer),
+        "created_at": _now(),
+    }
+    return insert(jobs).from_select(list(values), select(*values.values()))
+
+
+@cache
+def claim_by(is_by_name: bool, is_by_queue: bool) -> Update:
+    is_due = [in_state(jobs, JobState.AVAILABLE.value), jobs.c.run_at <= _now()]
+    if is_by_name:
+        is_due.append(jobs.c.name.in_(bindparam("names", expanding=True)))
+    if is_by_queue:
+        is_due.append(jobs.c.queue.in_(bindparam("queues", expanding=True)))
+    candidates = (
+        select(jobs.c.id, jobs.c.priority, jobs.c.run_at, jobs.c.rescues)
+        .where(*is_due)
+        .order_by(jobs.c.priority, jobs.c.run_at, jobs.c.id)
+        .limit(bindparam("limit", type_=Integer))
+    )
+    return claim_statement(
+        jobs, candidates, running=_RUNNING, columns=JOB_COLUMNS, choose=_rescued_jobs_alone
+    )
+
+
+def _rescued_jobs_alone(due: CTE) -> Select[Any]:
+    """Choose the first job alone if it was rescued, and otherwise all that were not.
+
+    A rescued job may be what killed its process: it shall burn its own attempts and not its neighbours'.
+    """
+    order = (due.c.priority, due.c.run_at, due.c.id)
+    placed = select(
+        due.c.id,
+        due.c.rescues,
+        func.row_number().over(order_by=order).label("place"),
+        func.first_value(due.c.rescues).over(order_by=order).label("first_rescues"),
+    ).subquery("placed")
+    return select(placed.c.id).where(
+        or_(
+            and_(placed.c.first_rescues > 0, placed.c.place == 1),
+            and_(placed.c.first_rescues == 0, placed.c.rescues == 0),
+        )
+    )
+
+
+@cache
+def complete_statement(dialect: str) -> Update:
+    return (
+        update(jobs)
+        .where(is_held(jobs, CLAIMS.table(dialect), running=_RUNNING))
+        .values(state=JobState.COMPLETED.value, finished_at=_now(), **_NO_LEASE)
+        .returning(jobs.c.id)
+    )
+
+
+@cache
+def finish_statement(dialect: str, is_fenced: bool) -> Update:
+    ended = ENDED.table(dialect)
+    is_mine = (
+        is_held(jobs, ended, running=_RUNNING)
+        if is_fenced
+        else and_(jobs.c.id == ended.c.id, in_state(jobs, JobState.COMPLETED.value))
+    )
+    return (
+        update(jobs)
+        .where(is_mine)
+        .values(
+            state=ended.c.state,
+            run_at=func.coalesce(ended.c.run_at, jobs.c.run_at),
+            attempt=ended.c.attempt,
+            last_error=func.coalesce(ended.c.error, jobs.c.last_error),
+            finished_at=ended.c.finished_at,
+            **_NO_LEASE,
+        )
+        .returning(jobs.c.id)
+    )
+
+
+@cache
+def extend_leases(dialect: str) -> Update:
+    return extend_statement(jobs, dialect, running=_RUNNING)
+
+
+@cache
+def release_statement(dialect: str) -> Update:
+    return (
+        update(jobs)
+        .where(is_held(jobs, CLAIMS.table(dialect), running=_RUNNING))
+        .values(state=JobState.AVAILABLE.value, attempt=jobs.c.attempt - 1, **_NO_LEASE)
+        .returning(jobs.c.id)
+    )
+
+
+@cache
+def rescue_statement() -> Update:
+    lost = expired(jobs, running=_RUNNING, limit=bindparam("limit", type_=Integer)).cte("lost")
+    is_worn_out = jobs.c.attempt >= jobs.c.max_attempts
+    return (
+        update(jobs)
+        .where(is_among(jobs.c.id, select(lost.prefix_with("MATERIALIZED", dialect="postgresql").c.id)))
+        .values(
+            state=case((is_worn_out, JobState.DISCARDED.value), else_=JobState.AVAILABLE.value),
+            rescues=jobs.c.rescues + 1,
+            last_error=literal(_RESCUED_ERROR),
+            finished_at=case((is_worn_out, _now()), else_=null()),
+            **_NO_LEASE,
+        )
+        .returning(jobs.c.state)
+    )
+
+
+@cache
+def prune_statement() -> ReturningDelete[Any]:
+    old = (
+        select(jobs.c.id)
+        .where(
+            jobs.c.finished_at.is_not(None),
+            jobs.c.state.in_(bindparam("states", expanding=True)),
+            jobs.c.finished_at < bindparam("before", type_=UtcDateTime),
+        )
+        .limit(bindparam("limit", type_=Integer))
+        .with_for_update(skip_locked=True, of=jobs)
+        .cte("old")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )
+    return delete(jobs).where(is_among(jobs.c.id, select(old.c.id))).returning(jobs.c.id)

@@ -1,0 +1,42 @@
+"""What a worker has done so far, counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from svc_infra.jobs.job import JobState
+from svc_infra.jobs.outcome import Outcome, Snooze
+
+
+@dataclass
+class Stats:
+    """Counters of ended attempts. ``lost`` counts claims whose lease was gone: they changed nothing."""
+
+    completed: int = 0
+    retried: int = 0
+    snoozed: int = 0
+    discarded: int = 0
+    cancelled: int = 0
+    rescued: int = 0
+    lost: int = 0
+    by_name: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts ended with a transition that was written."""
+        return self.completed + self.retried + self.snoozed + self.discarded + self.cancelled
+
+    def count(self, name: str, state: JobState, *, outcome: Outcome | object = None, jobs: int = 1) -> None:
+        """Count ``jobs`` of this name that went to ``state``."""
+        match state:
+            case JobState.COMPLETED:
+                self.completed += jobs
+                self.by_name[name] = self.by_name.get(name, 0) + jobs
+            case JobState.DISCARDED:
+                self.discarded += jobs
+            case JobState.CANCELLED:
+                self.cancelled += jobs
+            case _ if isinstance(outcome, Snooze):
+                self.snoozed += jobs
+            case _:
+                self.retried += jobs

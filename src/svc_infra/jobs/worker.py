@@ -1,0 +1,233 @@
+"""The worker: it claims what is due, runs it with bounded concurrency, and stops without losing anything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterator, Sequence
+from itertools import groupby
+from random import Random
+
+import structlog
+
+from svc_infra.clock import Clock
+from svc_infra.jobs.executor import Executor, session_factory_of
+from svc_infra.jobs.handlers import HandlerKind, Handlers
+from svc_infra.jobs.heartbeat import Heartbeat
+from svc_infra.jobs.job import Job
+from svc_infra.jobs.loop import run_loop
+from svc_infra.jobs.maintenance import Maintenance
+from svc_infra.jobs.queue import DEFAULT_LEASE_SECONDS, JobQueue
+from svc_infra.jobs.stats import Stats
+
+log = structlog.get_logger(__name__)
+
+_POSTGRES_TRANSACTIONS = 4
+_SQLITE_TRANSACTIONS = 1
+_PLAIN_JOBS = 8
+# Enough jobs in hand that a claim's round trip is small beside them, few enough for others to get some.
+_PREFETCHED_PER_SLOT = 8
+
+
+class _Lane:
+    """The names of one kind of handler, and how many of their jobs may be in hand."""
+
+    def __init__(self, names: Collection[str], slots: asyncio.Semaphore, capacity: int) -> None:
+        self.names = names
+        self.slots = slots
+        self.capacity = capacity
+        self.in_hand = 0
+
+    def room(self) -> int:
+        """How many jobs to claim now: none until half of the capacity is free."""
+        return self.capacity - self.in_hand if self.in_hand <= self.capacity // 2 else 0
+
+
+class Worker:
+    """Runs the jobs of ``handlers`` from ``queue``.
+
+    ``concurrency`` is the number of transactions at once (by default 4, and 1 where the database is SQLite,
+    which has one writer). ``lease_seconds`` are database time; with the default a killed worker's jobs run
+    again within 45 s. ``grace_seconds`` is how long a stopping worker lets jobs run on.
+    """
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        handlers: Handlers,
+        *,
+        clock: Clock | None = None,
+        queues: Collection[str] | None = None,
+        concurrency: int | None = None,
+        lease_seconds: float = DEFAULT_LEASE_SECONDS,
+        poll_seconds: float = 1.0,
+        grace_seconds: float = 25.0,
+        maintenance: Maintenance | None = None,
+        executor: Executor | None = None,
+        rng: Random | None = None,
+    ) -> None:
+        self.stats = executor.stats if executor is not None else Stats()
+        self._queue = queue
+        self._clock = clock or queue.clock
+        self._queues = queues
+        self._handlers = handlers
+        self._lease_seconds = lease_seconds
+        self._poll_seconds = poll_seconds
+        self._grace_seconds = grace_seconds
+        self._rng = rng or Random()
+        self._executor = executor or Executor(
+            queue, handlers, clock=self._clock, stats=self.stats, rng=self._rng
+        )
+        self._heartbeat = Heartbeat(queue, lease_seconds=lease_seconds)
+        self._maintenance = maintenance or Maintenance(queue, clock=self._clock)
+        self._lanes = self._make_lanes(concurrency or self._default_concurrency())
+        self._tasks: dict[asyncio.Task[None], Sequence[Job]] = {}
+        self._unfinished: list[Job] = []
+        self._error: BaseException | None = None
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """Look for due jobs now instead of at the next poll; call it in the worker's event loop."""
+        self._wake.set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until ``stop`` is set, then stop gracefully.
+
+        A stopping worker claims nothing more. Jobs that run get ``grace_seconds`` to end; the others, and
+        those that did not end, are given back with their attempts. If it is cancelled meanwhile, their leases
+        expire.
+        """
+        log.info("worker.started", names=sorted(self._handlers.names))
+        async with self._heartbeat, asyncio.TaskGroup() as group:
+            group.create_task(
+                run_loop(
+                    "jobs.claim",
+                    self._step,
+                    stop=stop,
+                    wake=self._wake,
+                    poll_seconds=self._poll_seconds,
+                    rng=self._rng,
+                )
+            )
+            group.create_task(self._maintenance.run(stop, heartbeat=self._heartbeat, stats=self.stats))
+            await stop.wait()
+            await self._end_tasks()
+        log.info("worker.stopped", completed=self.stats.completed)
+
+    async def drain(self) -> int:
+        """Run until nothing is due at the clock's now and return how many attempts ended.
+
+        Raises:
+            Exception: the database stayed away.
+        """
+        ended = self.stats.attempts
+        async with self._heartbeat:
+            while True:
+                was_idle = not self._tasks
+                found = await self._claim()
+                if self._error is not None:
+                    error, self._error = self._error, None
+                    raise error
+                if was_idle and not found:
+                    return self.stats.attempts - ended
+                if self._tasks and not (found and self._has_room()):
+                    await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.sleep(0)
+
+    async def _step(self) -> bool:
+        return await self._claim() and self._has_room()
+
+    async def _claim(self) -> bool:
+        """Claim for every lane that has room, and start what was claimed; True if anything was."""
+        if self._unfinished:
+            unfinished, self._unfinished = self._unfinished, []
+            try:
+                await self._queue.release(unfinished)
+            except BaseException:
+                self._unfinished += unfinished
+                raise
+        found = False
+        for lane in self._lanes:
+            room = lane.room()
+            if not room:
+                continue
+            jobs = await self._queue.claim(
+                room,
+                names=lane.names,
+                queues=self._queues,
+                now=self._clock.now(),
+                lease_seconds=self._lease_seconds,
+            )
+            self._start(lane, jobs)
+            found = found or bool(jobs)
+        return found
+
+    def _start(self, lane: _Lane, jobs: Sequence[Job]) -> None:
+        self._heartbeat.hold(jobs)
+        lane.in_hand += len(jobs)
+        for unit in self._units(jobs):
+            task = asyncio.create_task(self._run(lane, unit))
+            self._tasks[task] = unit
+            task.add_done_callback(lambda done, lane=lane: self._ended(done, lane))  # type: ignore[misc]
+
+    def _units(self, jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
+        """Group claimed jobs into what is run together: jobs of one batch handler, or one job alone."""
+        for name, group in groupby(sorted(jobs, key=lambda job: job.name), key=lambda job: job.name):
+            size, unit = self._handlers[name].batch_size, list(group)
+            for start in range(0, len(unit), size):
+                yield unit[start : start + size]
+
+    async def _run(self, lane: _Lane, unit: Sequence[Job]) -> None:
+        async with lane.slots:
+            await self._executor.run(unit)
+
+    def _ended(self, task: asyncio.Task[None], lane: _Lane) -> None:
+        unit = self._tasks.pop(task)
+        lane.in_hand -= len(unit)
+        self._heartbeat.let_go(unit)
+        error = None if task.cancelled() else task.exception()
+        if task.cancelled() or error is not None:
+            # Nothing more was written: give them back, which changes nothing for those that were finished.
+            self._unfinished += unit
+        if error is not None:
+            self._error = error
+            log.error("worker.jobs_given_back", name=unit[0].name, jobs=len(unit), error=repr(error)[:300])
+        self._wake.set()
+
+    async def _end_tasks(self) -> None:
+        """Let jobs that run end within the grace period, and give back the others."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._grace_seconds)
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+            await asyncio.sleep(0)
+        if self._unfinished:
+            released = await self._queue.release(self._unfinished)
+            log.info("worker.jobs_released", jobs=len(released))
+            self._unfinished = []
+
+    def _has_room(self) -> bool:
+        return any(lane.room() for lane in self._lanes)
+
+    def _make_lanes(self, concurrency: int) -> list[_Lane]:
+        transactions = asyncio.Semaphore(concurrency)
+        lanes = []
+        for kind, slots, width in (
+            (HandlerKind.BATCH, transactions, concurrency),
+            (HandlerKind.JOB, transactions, concurrency),
+            (HandlerKind.PLAIN, asyncio.Semaphore(_PLAIN_JOBS), _PLAIN_JOBS),
+        ):
+            chosen = [registration for registration in self._handlers if registration.kind is kind]
+            if chosen:
+                sizes = [registration.batch_size for registration in chosen]
+                per_slot = max(sizes) if kind is HandlerKind.BATCH else _PREFETCHED_PER_SLOT
+                lanes.append(_Lane(frozenset(each.name for each in chosen), slots, width * per_slot))
+        return lanes
+
+    def _default_concurrency(self) -> int:
+        session_factory = self._handlers.session_factory or session_factory_of(self._queue)
+        if session_factory is None:
+            return _POSTGRES_TRANSACTIONS
+        dialect = session_factory().sync_session.get_bind().dialect.name
+        return _SQLITE_TRANSACTIONS if dialect == "sqlite" else _POSTGRES_TRANSACTIONS

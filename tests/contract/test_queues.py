@@ -1,0 +1,108 @@
+"""The queue contract on memory, SQLite and PostgreSQL, and what only one of them does."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from svc_infra.clock import FixedClock
+from svc_infra.exceptions import NotInTransaction
+from svc_infra.jobs import InMemoryJobQueue, JobRequest, JobState, SqlJobQueue
+from svc_infra.jobs.rows import complete_jobs
+from svc_infra.jobs.statements import claim_by
+from tests.contract.queue_contract import EXPIRED, NOW, QueueContract, Sessions, clock, state_of
+
+__all__ = ["clock"]  # a fixture of the contract
+
+
+@pytest.mark.sqlite_only
+class TestMemoryQueue(QueueContract):
+    """The memory queue, with sessions of a SQLite database to bind it to."""
+
+    @pytest.fixture
+    def queue(self, clock: FixedClock) -> InMemoryJobQueue:
+        return InMemoryJobQueue(clock=clock)
+
+    async def test_without_a_session_a_job_is_enqueued_at_once(self, queue: InMemoryJobQueue) -> None:
+        job = queue.enqueue("n", {"a": 1}, delay_seconds=5)
+        assert [stored.job for stored in queue.jobs] == [job]
+        assert await queue.claim(1) == []
+        assert [claimed.id for claimed in await queue.claim(1, now=NOW + timedelta(seconds=5))] == [job.id]
+
+
+class TestSqlQueue(QueueContract):
+    """The durable queue."""
+
+    @pytest.fixture
+    def queue(self, session_factory: Sessions, clock: FixedClock) -> SqlJobQueue:
+        return SqlJobQueue(session_factory, clock=clock)
+
+    async def test_an_unbound_enqueue_says_what_to_do(self, queue: SqlJobQueue) -> None:
+        with pytest.raises(NotInTransaction, match=r"queue\.bind\(session\)"):
+            queue.enqueue("n", {})
+
+    async def test_many_jobs_are_enqueued_in_the_callers_transaction(
+        self, queue: SqlJobQueue, session_factory: Sessions
+    ) -> None:
+        requests = [
+            JobRequest("n", {"n": number, "text": "é\u2028", "nothing": None}, tenant_id="t", max_attempts=3)
+            for number in range(1_000)
+        ]
+        later = JobRequest("n", run_at=NOW + timedelta(hours=1), priority=-5)
+        async with session_factory() as session:
+            await queue.enqueue_many(session, requests)
+            await session.rollback()
+            ids = await queue.enqueue_many(session, [*requests, later])
+            assert await queue.enqueue_many(session, []) == []
+            await session.commit()
+        claimed = await queue.claim(2_000)
+        assert [job.id for job in claimed] == ids[:-1]
+        assert [job.payload for job in claimed] == [request.payload for request in requests]
+        assert {(job.tenant_id, job.max_attempts) for job in claimed} == {("t", 3)}
+        assert [job.id for job in await queue.claim(9, now=NOW + timedelta(hours=1))] == ids[-1:]
+
+    async def test_the_claim_uses_the_index_of_due_jobs(
+        self, queue: SqlJobQueue, session_factory: Sessions, engine: AsyncEngine, target: str
+    ) -> None:
+        async with session_factory() as session:
+            await queue.enqueue_many(session, [JobRequest("n") for _ in range(2_000)])
+            await session.commit()
+        explain = "EXPLAIN QUERY PLAN " if target == "sqlite" else "EXPLAIN "
+
+        def explained(connection: object, cursor: object, sql: str, *rest: Any) -> tuple[str, Any]:
+            return explain + sql, rest[0]
+
+        async with engine.connect() as connection:
+            if target == "postgres":
+                await connection.execute(text("ANALYZE jobs"))
+                await connection.execute(text("SET plan_cache_mode = force_generic_plan"))
+            event.listen(connection.sync_connection, "before_cursor_execute", explained, retval=True)
+            parameters = {"limit": 9, "now": NOW, "lease_id": "x", "lease_seconds": 9.0, "names": ["n"]}
+            result = await connection.execute(claim_by(True, False), parameters)
+            plan = str(result.cursor.fetchall())
+        assert "ix_jobs_available" in plan
+        assert "Seq Scan" not in plan
+        assert not re.search(r"SCAN (jobs|head)(?! USING INDEX ix_jobs_available)", plan), plan
+
+    @pytest.mark.postgres_only
+    async def test_a_finish_that_is_not_committed_yet_holds_up_no_other_lease(
+        self, queue: SqlJobQueue, session_factory: Sessions
+    ) -> None:
+        async with session_factory() as session:
+            await queue.enqueue_many(session, [JobRequest("n"), JobRequest("n")])
+            await session.commit()
+        finishing, other = await queue.claim(2, lease_seconds=EXPIRED)
+        async with session_factory() as session:
+            await session.execute(text("SET LOCAL lock_timeout = '1s'"))
+            await session.run_sync(lambda sync: complete_jobs(sync, [finishing], now=NOW))
+            async with asyncio.timeout(5):
+                assert await queue.extend([finishing, other], lease_seconds=EXPIRED) == {other.id}
+                assert await queue.rescue() == (1, 0), "a job that is being finished must not be rescued"
+            await session.commit()
+        assert await state_of(queue, finishing) is JobState.COMPLETED
