@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, cast
 
-from sqlalchemy import CheckConstraint, Index, LargeBinary, String, insert, text
+from sqlalchemy import CheckConstraint, Index, LargeBinary, String, Table, insert, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
@@ -63,9 +63,11 @@ class OutboxMessageRow(Base):
 
 
 class OutboxStore(Protocol):
-    """Where ``publish`` puts messages. It is called without await, so it only records what is to be written."""
+    """Where ``publish`` puts messages. Called without await, it only records what is to be written."""
 
-    def add(self, messages: Iterable[OutboxMessage], *, session: Session | AsyncSession | None = None) -> None:
+    def add(
+        self, messages: Iterable[OutboxMessage], *, session: Session | AsyncSession | None = None
+    ) -> None:
         """Keep ``messages`` if, and only if, the transaction of ``session`` commits."""
         ...
 
@@ -73,7 +75,9 @@ class OutboxStore(Protocol):
 class SqlOutboxStore:
     """The durable outbox: messages are rows in the transaction of the change that they announce."""
 
-    def add(self, messages: Iterable[OutboxMessage], *, session: Session | AsyncSession | None = None) -> None:
+    def add(
+        self, messages: Iterable[OutboxMessage], *, session: Session | AsyncSession | None = None
+    ) -> None:
         """Write ``messages`` in the transaction of ``session``.
 
         A few become pending rows of the unit of work, which flush with the business change. Many, given to a
@@ -90,7 +94,7 @@ class SqlOutboxStore:
             )
         values = [_as_values(message) for message in messages]
         if isinstance(session, Session) and len(values) >= _BULK_ROWS:
-            session.execute(insert(OutboxMessageRow.__table__), values)
+            session.execute(insert(cast(Table, OutboxMessageRow.__table__)), values)
         else:
             session.add_all([OutboxMessageRow(**row) for row in values])
 
@@ -116,7 +120,9 @@ class InMemoryOutboxStore:
         self.messages: list[OutboxMessage] = []
         self._pending: list[OutboxMessage] = []
 
-    def add(self, messages: Iterable[OutboxMessage], *, session: Session | AsyncSession | None = None) -> None:
+    def add(
+        self, messages: Iterable[OutboxMessage], *, session: Session | AsyncSession | None = None
+    ) -> None:
         """Store ``messages`` now, or with the commit of ``session``."""
         messages = list(messages)
         if session is None:

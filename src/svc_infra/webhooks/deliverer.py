@@ -1,0 +1,337 @@
+"""The deliverer: claims due deliveries, sends them with no transaction open, records what came of it.
+
+One loop (``_step``) does all the talking to the database, claims and results in batches; tasks do the talking
+to the endpoints meanwhile. The SQL is in ``delivery_rows``, the decision in ``delivery.judge``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from random import Random
+from typing import Protocol
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from svc_infra import __version__, failpoints
+from svc_infra.clock import Clock, SystemClock
+from svc_infra.exceptions import InvalidSecret
+from svc_infra.jobs.loop import run_loop
+from svc_infra.webhooks.delivery import (
+    EndpointTarget,
+    OutgoingRequest,
+    RetrySchedule,
+    SendFailure,
+    SendResult,
+    judge,
+    prepare,
+)
+from svc_infra.webhooks.delivery_rows import (
+    ClaimedDelivery,
+    DeliveryResult,
+    claim,
+    record,
+    release,
+    rescue,
+)
+from svc_infra.webhooks.lanes import Lane, Lanes
+from svc_infra.webhooks.message import Message
+
+USER_AGENT = f"svc-infra-webhooks/{__version__}"
+
+_CLAIM_BATCH = 200
+_MAX_CLAIMED = 400
+_FLUSH_AT = 100
+_MAX_FLUSH = 500
+_FLUSH_SECONDS = 0.02
+_RESCUE_SECONDS = 5.0
+_QUICK_MS = 1_000
+
+log = structlog.get_logger(__name__)
+
+
+class Sender(Protocol):
+    """What puts a request on the wire, ``transport.HttpSender`` outside of tests."""
+
+    def send(self, request: OutgoingRequest) -> Awaitable[SendResult]:
+        """Send within a deadline shorter than the lease; whatever the endpoint does, raise nothing."""
+        ...
+
+
+@dataclass(slots=True)
+class DelivererStats:
+    """Attempts recorded by this deliverer since it was made, by what became of the delivery.
+
+    ``lost`` are results that were not recorded because another deliverer had rescued the delivery.
+    """
+
+    delivered: int = 0
+    failed: int = 0
+    dead: int = 0
+    lost: int = 0
+
+
+async def attempt(sender: Sender, message: Message, target: EndpointTarget) -> tuple[SendResult, datetime]:
+    """Make one attempt and return what came of it, and the wall time at which it began."""
+    attempted_at = datetime.now(UTC)
+    failpoints.reached("before_send")
+    try:
+        request = prepare(message, target, now=attempted_at, user_agent=USER_AGENT)
+    except InvalidSecret as error:
+        return SendFailure("protocol_error", f"the message cannot be signed: {error}", 0), attempted_at
+    result = await sender.send(request)
+    failpoints.reached("after_send")
+    return result, attempted_at
+
+
+class Deliverer:
+    """Sends what is due, beside any number of other deliverers on the same database.
+
+    ``lease_seconds`` bounds how long a delivery of a process that died stays unsent. It must exceed
+    ``send_seconds``, the sender's deadline: what cannot be sent before its lease ends is given back instead.
+    ``per_endpoint`` and ``in_flight`` cap the requests under way, for each endpoint and in all.
+    """
+
+    def __init__(
+        self,
+        session_factory: async_sessionmaker[AsyncSession],
+        sender: Sender,
+        clock: Clock | None = None,
+        *,
+        schedule: RetrySchedule | None = None,
+        lease_seconds: float = 30.0,
+        send_seconds: float = 15.0,
+        in_flight: int = 200,
+        per_endpoint: int = 8,
+        poll_seconds: float = 1.0,
+        rng: Random | None = None,
+    ) -> None:
+        self.stats = DelivererStats()
+        self._session_factory = session_factory
+        self._sender = sender
+        self._clock = clock or SystemClock()
+        self._schedule = schedule or RetrySchedule()
+        self._lease_seconds = lease_seconds
+        self._send_seconds = send_seconds
+        self._poll_seconds = poll_seconds
+        self._rng = rng or Random()
+        self._slots = asyncio.Semaphore(in_flight)
+        self._lanes = Lanes(per_endpoint)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._crash: BaseException | None = None
+        self._results: list[DeliveryResult] = []
+        self._too_late: list[ClaimedDelivery] = []
+        self._oldest_result_at = 0.0
+        self._wake = asyncio.Event()
+        self._more_due = True
+        self._next_poll_at = self._next_rescue_at = 0.0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Deliver until ``stop`` is set; then what is being sent is finished and the rest given back."""
+        try:
+            await run_loop(
+                "webhooks.deliverer",
+                self._step,
+                stop=stop,
+                wake=self._wake,
+                poll_seconds=self._poll_seconds,
+            )
+            await self._wind_down()
+        finally:
+            self._abandon()
+
+    def wake(self) -> None:
+        """Say that something may have become due."""
+        self._more_due = True
+        self._wake.set()
+
+    async def drain(self) -> int:
+        """Deliver until nothing is due and return how many were delivered; not beside ``run``."""
+        return await self._drain(None)
+
+    async def run_once(self) -> int:
+        """Attempt everything once that is due at this instant; return how many were delivered."""
+        return await self._drain(self._clock.now())
+
+    async def _drain(self, due_at: datetime | None) -> int:
+        before = self.stats.delivered
+        self._more_due = True
+        try:
+            while True:
+                self._wake.clear()
+                if await self._step(due_at):
+                    continue
+                if not (self._lanes.held or self._results or self._too_late or self._more_due):
+                    return self.stats.delivered - before
+                await self._wake.wait()
+        finally:
+            self._abandon()
+
+    async def _step(self, due_at: datetime | None = None) -> bool:
+        """Do what the database is needed for now; True when there may be more to claim at once."""
+        self._raise_crash()
+        now = time.monotonic()
+        if now >= self._next_rescue_at:
+            await self._rescue()
+        if self._is_flush_due():
+            await self._flush()
+        if self._has_room() and (self._more_due or now >= self._next_poll_at):
+            return await self._claim(due_at or self._clock.now())
+        return False
+
+    async def _claim(self, now: datetime) -> bool:
+        started = time.monotonic()
+        allowances = self._lanes.allowances()
+        self._more_due = False
+        # The loop polls with jitter: half of it, so that no poll comes too early to count.
+        self._next_poll_at = started + self._poll_seconds / 2
+        async with self._session_factory.begin() as session:
+            claimed = await session.run_sync(
+                claim,
+                now=now,
+                lease_seconds=self._lease_seconds,
+                limit=_CLAIM_BATCH,
+                allowance=self._lanes.in_flight_cap,
+                allowances=allowances,
+            )
+        send_before = started + self._lease_seconds - self._send_seconds
+        lanes = self._lanes.put(claimed, allowances, send_before=send_before)
+        for lane in lanes:
+            self._start_senders(lane)
+        # An endpoint that got all it may have could have hidden what is due for others.
+        if len(claimed) == _CLAIM_BATCH or any(lane.has_more for lane in lanes):
+            self._more_due = True
+        return self._more_due
+
+    async def _rescue(self) -> None:
+        self._next_rescue_at = time.monotonic() + _RESCUE_SECONDS
+        async with self._session_factory.begin() as session:
+            rescued = await session.run_sync(
+                rescue, now=self._clock.now(), max_attempts=self._schedule.max_attempts
+            )
+        if rescued:
+            log.warning("webhooks.deliveries_rescued", count=rescued)
+            self._more_due = True
+
+    # --- sending --------------------------------------------------------------------------------------------
+
+    def _start_senders(self, lane: Lane) -> None:
+        while lane.senders < min(lane.in_flight_cap, lane.held):
+            lane.senders += 1
+            task = asyncio.create_task(self._send_all(lane))
+            self._tasks.add(task)
+            task.add_done_callback(lambda task: self._on_sender_end(lane, task))
+
+    def _on_sender_end(self, lane: Lane, task: asyncio.Task[None]) -> None:
+        lane.senders -= 1
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._crash = error
+            self._wake.set()
+
+    async def _send_all(self, lane: Lane) -> None:
+        """Send what waits in a lane, one after the other; as many of these run as the lane may have."""
+        while lane.waiting:
+            async with self._slots:
+                if not lane.waiting:
+                    return
+                delivery, send_before = lane.waiting.popleft()
+                lane.sending += 1
+                try:
+                    if time.monotonic() < send_before:
+                        await self._send(lane, delivery)
+                    else:
+                        self._too_late.append(delivery)
+                finally:
+                    lane.sending -= 1
+                    self._lanes.held -= 1
+            self._notice_progress(lane)
+
+    async def _send(self, lane: Lane, delivery: ClaimedDelivery) -> None:
+        result, attempted_at = await attempt(self._sender, delivery.message, delivery.target)
+        judged_at = self._clock.now()
+        verdict = judge(
+            result,
+            attempt=delivery.attempt,
+            now=judged_at,
+            schedule=self._schedule,
+            rng=self._rng,
+            wall_now=attempted_at,
+        )
+        lane.adapt(was_quick=verdict.state == "delivered" and result.duration_ms < _QUICK_MS)
+        if not self._results:
+            self._oldest_result_at = time.monotonic()
+            asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self._wake.set)
+        self._results.append(DeliveryResult(delivery, result, verdict, attempted_at, judged_at))
+
+    def _notice_progress(self, lane: Lane) -> None:
+        if lane.wants_refill():
+            self._more_due = True
+        if self._is_flush_due() or (self._more_due and self._has_room()):
+            self._wake.set()
+
+    # --- recording ------------------------------------------------------------------------------------------
+
+    def _has_room(self) -> bool:
+        return _MAX_CLAIMED - self._lanes.held >= _CLAIM_BATCH
+
+    def _is_flush_due(self) -> bool:
+        if not self._results:
+            return bool(self._too_late)
+        is_old = time.monotonic() - self._oldest_result_at >= _FLUSH_SECONDS
+        return is_old or len(self._results) >= _FLUSH_AT or not self._lanes.held
+
+    async def _flush(self) -> None:
+        """Record the results so far in one transaction; a failure keeps them for the next try."""
+        results, self._results = self._results[:_MAX_FLUSH], self._results[_MAX_FLUSH:]
+        too_late, self._too_late = self._too_late, []
+        failpoints.reached("before_delivery_recorded")
+        try:
+            async with self._session_factory.begin() as session:
+                held = await session.run_sync(record, results) if results else set()
+                if too_late:
+                    await session.run_sync(release, too_late)
+        except BaseException:
+            self._results[:0], self._too_late[:0] = results, too_late
+            raise
+        self._more_due = self._more_due or bool(too_late)
+        self._count(results, held)
+
+    def _count(self, results: list[DeliveryResult], held: set[str]) -> None:
+        stats = self.stats
+        for result in results:
+            if result.delivery.id not in held:
+                stats.lost += 1
+            elif result.verdict.state == "delivered":
+                stats.delivered += 1
+            elif result.verdict.state == "dead":
+                stats.dead += 1
+            else:
+                stats.failed += 1
+
+    # --- ending ---------------------------------------------------------------------------------------------
+
+    async def _wind_down(self) -> None:
+        """Give back what was not sent, and wait for and record what is being sent."""
+        self._too_late += self._lanes.take_waiting()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        while self._results or self._too_late:
+            await self._flush()
+
+    def _abandon(self) -> None:
+        """Drop what is left after an error or a cancellation; its leases end by themselves."""
+        self._lanes.take_waiting()
+        for task in self._tasks:
+            task.cancel()
+        self._results.clear()
+        self._too_late.clear()
+
+    def _raise_crash(self) -> None:
+        crash, self._crash = self._crash, None
+        if crash is not None:
+            raise crash

@@ -1,0 +1,182 @@
+"""The relay: turns pending outbox messages into one delivery for each endpoint that wants them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from functools import cache
+from typing import Any, TypeAlias, cast
+
+from sqlalchemy import (
+    Insert,
+    Integer,
+    Row,
+    Select,
+    String,
+    Table,
+    Update,
+    bindparam,
+    literal,
+    or_,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session
+
+from svc_infra.clock import Clock, SystemClock
+from svc_infra.db.base import TENANT_ID_LENGTH, IdText, UtcDateTime, new_id
+from svc_infra.db.outbox import OutboxMessageRow, OutboxState
+from svc_infra.db.rowset import Rowset
+from svc_infra.jobs.loop import run_loop
+from svc_infra.webhooks.delivery import DeliveryState
+from svc_infra.webhooks.endpoints import is_wanted
+from svc_infra.webhooks.models import DeliveryRow, EndpointRow
+
+BATCH_SIZE = 500
+_ROWS_PER_INSERT = 10_000
+
+_MESSAGES = cast(Table, OutboxMessageRow.__table__)
+_ENDPOINTS = cast(Table, EndpointRow.__table__)
+_DELIVERIES = cast(Table, DeliveryRow.__table__)
+_TENANTS = Rowset("tenants", tenant_id=String(TENANT_ID_LENGTH))
+_RELAYED = Rowset("relayed", id=IdText)
+_FAN_OUT = Rowset(
+    "fan_out",
+    id=IdText,
+    message_id=IdText,
+    endpoint_id=IdText,
+    tenant_id=String(TENANT_ID_LENGTH),
+    state=String(16),
+)
+_FanOutRow: TypeAlias = tuple[str, str, str, str | None, str]
+
+
+class Relay:
+    """Fans out what was published, in batches of one transaction each, beside any number of other relays."""
+
+    def __init__(
+        self,
+        session_factory: async_sessionmaker[AsyncSession],
+        clock: Clock | None = None,
+        *,
+        batch_size: int = BATCH_SIZE,
+        poll_seconds: float = 1.0,
+        on_relayed: Callable[[], None] | None = None,
+    ) -> None:
+        """Make a relay; ``on_relayed`` is called after a batch that made deliveries (``Deliverer.wake``)."""
+        self._session_factory = session_factory
+        self._clock = clock or SystemClock()
+        self._batch_size = batch_size
+        self._poll_seconds = poll_seconds
+        self._on_relayed = on_relayed
+        self._wake = asyncio.Event()
+
+    async def run_once(self) -> int:
+        """Relay one batch and return how many messages it had; 0 means that none is pending."""
+        now = self._clock.now()
+        async with self._session_factory.begin() as session:
+            count = await session.run_sync(relay_pending, now=now, limit=self._batch_size)
+        if count and self._on_relayed is not None:
+            self._on_relayed()
+        return count
+
+    async def drain(self) -> int:
+        """Relay until nothing is pending and return how many messages there were."""
+        total = 0
+        while count := await self.run_once():
+            total += count
+        return total
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Relay until ``stop`` is set, looking every ``poll_seconds`` and at once after ``wake``."""
+
+        async def step() -> bool:
+            return await self.run_once() > 0
+
+        await run_loop("webhooks.relay", step, stop=stop, wake=self._wake, poll_seconds=self._poll_seconds)
+
+    def wake(self) -> None:
+        """Say that something was published and committed."""
+        self._wake.set()
+
+
+def relay_pending(session: Session, *, now: datetime, limit: int) -> int:
+    """Make the deliveries of up to ``limit`` pending messages, due ``now``; return how many messages.
+
+    Messages are found by their state and never by "id greater than the last one": ids are made before a
+    commit makes them visible, so a cursor would pass by what commits late. A message that no endpoint
+    wants is kept, relayed without a delivery. A disabled endpoint gets its deliveries held.
+    """
+    dialect = session.get_bind().dialect.name
+    messages = session.execute(_pending(), {"limit": limit}).all()
+    if not messages:
+        return 0
+    tenants = {message.tenant_id for message in messages if message.tenant_id is not None}
+    endpoints = session.execute(
+        _endpoints(dialect), _TENANTS.parameters(dialect, [(tenant_id,) for tenant_id in sorted(tenants)])
+    ).all()
+    rows = list(_fan_out(messages, endpoints))
+    for start in range(0, len(rows), _ROWS_PER_INSERT):
+        chunk = _FAN_OUT.parameters(dialect, rows[start : start + _ROWS_PER_INSERT])
+        session.execute(_insert_deliveries(dialect), {**chunk, "now": now})
+    session.execute(
+        _mark_relayed(dialect), _RELAYED.parameters(dialect, [(message.id,) for message in messages])
+    )
+    return len(messages)
+
+
+def _fan_out(messages: Sequence[Row[Any]], endpoints: Sequence[Row[Any]]) -> Iterator[_FanOutRow]:
+    """Yield a delivery for every message and endpoint that belong together."""
+    wanted_by: dict[tuple[str, str | None], list[tuple[str, str]]] = {}
+    for message in messages:
+        kind = (message.topic, message.tenant_id)
+        if kind not in wanted_by:
+            wanted_by[kind] = [
+                (endpoint.id, (DeliveryState.PENDING if endpoint.is_enabled else DeliveryState.HELD).value)
+                for endpoint in endpoints
+                if is_wanted(*kind, patterns=endpoint.topics, endpoint_tenant_id=endpoint.tenant_id)
+            ]
+        for endpoint_id, state in wanted_by[kind]:
+            yield new_id(), message.id, endpoint_id, message.tenant_id, state
+
+
+@cache
+def _pending() -> Select[Any]:
+    return (
+        select(_MESSAGES.c.id, _MESSAGES.c.topic, _MESSAGES.c.tenant_id)
+        .where(_MESSAGES.c.state == literal(OutboxState.PENDING.value, literal_execute=True))
+        .order_by(_MESSAGES.c.id)
+        .limit(bindparam("limit", type_=Integer))
+        .with_for_update(skip_locked=True)
+    )
+
+
+@cache
+def _endpoints(dialect: str) -> Select[Any]:
+    tenants = _TENANTS.table(dialect)
+    return select(
+        _ENDPOINTS.c.id, _ENDPOINTS.c.tenant_id, _ENDPOINTS.c.topics, _ENDPOINTS.c.is_enabled
+    ).where(or_(_ENDPOINTS.c.tenant_id.is_(None), _ENDPOINTS.c.tenant_id.in_(select(tenants.c.tenant_id))))
+
+
+@cache
+def _insert_deliveries(dialect: str) -> Insert:
+    rows = _FAN_OUT.table(dialect)
+    now = bindparam("now", type_=UtcDateTime)
+    insert = postgresql.insert(_DELIVERIES) if dialect == "postgresql" else sqlite.insert(_DELIVERIES)
+    # SQLite needs the WHERE to tell ON CONFLICT from a join's ON.
+    fresh = select(*rows.c, now, now, literal(0), literal(0)).where(true())
+    names = [*_FAN_OUT.columns, "run_at", "created_at", "attempt", "rescues"]
+    return insert.from_select(names, fresh).on_conflict_do_nothing(
+        index_elements=["message_id", "endpoint_id"]
+    )
+
+
+@cache
+def _mark_relayed(dialect: str) -> Update:
+    relayed = _RELAYED.table(dialect)
+    return update(_MESSAGES).where(_MESSAGES.c.id == relayed.c.id).values(state=OutboxState.RELAYED.value)
