@@ -234,7 +234,13 @@ class Invoice(Base):
     __table_args__ = (
         PrimaryKeyConstraint("tenant_id", "id"),
         UniqueConstraint(
-            "tenant_id", "cycle", "currency", "period_start", "period_end", "kind", name="uq_invoices_identity"
+            "tenant_id",
+            "cycle",
+            "currency",
+            "period_start",
+            "period_end",
+            "kind",
+            name="uq_invoices_identity",
         ),
         UniqueConstraint("tenant_id", "series", "number", name="uq_invoices_number"),
         CheckConstraint("period_end > period_start", name="period"),

@@ -1,0 +1,297 @@
+"""Daily totals of usage, recomputed by replacement for the days that are marked as changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+from sqlalchemy import (
+    Boolean,
+    CompoundSelect,
+    DateTime,
+    Delete,
+    Insert,
+    Integer,
+    Select,
+    Table,
+    Update,
+    bindparam,
+    delete,
+    false,
+    literal,
+    select,
+    true,
+    tuple_,
+    union,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from svc_infra.billing.models import MetricText, TenantText, UsageAggregate, UsageDirtyDay, UsageEvent
+from svc_infra.billing.periods import Period
+from svc_infra.db.base import IdText, Quantity, UtcDateTime, new_id
+from svc_infra.db.exact import exact_sum, ready_connection
+from svc_infra.db.rowset import Rowset
+
+DAY = "day"
+
+# Their tables, not the entities: statements on these go past the unit of work.
+_EVENT, _MARK, _AGGREGATE = (
+    cast("Table", model.__table__) for model in (UsageEvent, UsageDirtyDay, UsageAggregate)
+)
+
+_KEYS = Rowset(
+    "days",
+    position=Integer,
+    tenant_id=TenantText,
+    metric=MetricText,
+    day_start=DateTime(timezone=True),
+    day_end=DateTime(timezone=True),
+    aggregate_id=IdText,
+)
+_TOTALS = Rowset("totals", tenant_id=TenantText, aggregate_id=IdText, total=Quantity(50))
+_TENANTS = Rowset("tenants_asked", tenant_id=TenantText)
+
+
+class DayKey(NamedTuple):
+    """One of a tenant's local days of a metric."""
+
+    tenant_id: str
+    metric: str
+    day: Period
+
+
+@dataclass(frozen=True, slots=True)
+class DayTotal:
+    """The total quantity of a day as it is now stored.
+
+    ``has_changed`` says whether this recompute changed it; ``is_published`` whether this very total was
+    announced with ``billing.usage_aggregated`` before, which a day's first total never was.
+    """
+
+    key: DayKey
+    aggregate_id: str
+    total: Decimal
+    has_changed: bool
+    is_published: bool
+
+
+class DailyAggregate(NamedTuple):
+    """A stored total, as it is listed."""
+
+    metric: str
+    period_start: datetime
+    granularity: str
+    total: Decimal
+
+
+def recompute(
+    session: Session, keys: Iterable[DayKey], *, now: datetime, will_publish: bool = False
+) -> list[DayTotal]:
+    """Recompute the totals of ``keys`` from the events and return them in key order, each key once.
+
+    Four statements for any number of keys. Their order is what keeps a total right under concurrent
+    ingestion and recomputing: make or lock the aggregate rows, consume their marks, and only then, in a
+    later statement, which sees every event whose mark was consumed, add up. An event that commits after that
+    leaves its own mark.
+
+    With ``will_publish`` the caller promises to announce, in the same transaction, every total that comes
+    back with ``is_published`` False; it is then stored as published.
+    """
+    ordered = sorted(set(keys))
+    if not ordered:
+        return []
+    connection = ready_connection(session)
+    dialect = connection.dialect.name
+    rows = [
+        (position, key.tenant_id, key.metric, key.day.start, key.day.end, new_id())
+        for position, key in enumerate(ordered)
+    ]
+    parameters = _KEYS.parameters(dialect, rows)
+    connection.execute(_insert_or_lock(dialect), {**parameters, "now": now})
+    connection.execute(_consume_marks(dialect), parameters)
+    sums = {row.position: row for row in connection.execute(_sum(dialect), parameters)}
+    totals = [_compared(key, sums[position]) for position, key in enumerate(ordered)]
+    stale = [
+        (total.key.tenant_id, total.aggregate_id, total.total)
+        for total in totals
+        if total.has_changed or (will_publish and not total.is_published)
+    ]
+    if stale:
+        values = {**_TOTALS.parameters(dialect, stale), "now": now, "is_published": will_publish}
+        connection.execute(_store(dialect), values)
+    return totals
+
+
+def consume_marks_of(
+    session: Session, tenant_ids: Iterable[str], period: Period, *, now: datetime
+) -> list[DayTotal]:
+    """Recompute every marked day of these tenants that begins in ``period``: what invoicing does first."""
+    dialect = session.get_bind().dialect.name
+    parameters = _TENANTS.parameters(dialect, [(tenant_id,) for tenant_id in sorted(set(tenant_ids))])
+    bounds = {"period_start": period.start, "period_end": period.end}
+    rows = session.connection().execute(_marked_days(dialect), {**parameters, **bounds}).all()
+    return recompute(session, [_key(row) for row in rows], now=now)
+
+
+def dirty_days(
+    session: Session, *, ended_before: datetime, limit: int | None = None, after: DayKey | None = None
+) -> list[DayKey]:
+    """Return the days that need the aggregation job: marked or not yet published, in key order.
+
+    Only days that ended at ``ended_before`` or earlier; at most ``limit``, beginning behind ``after``.
+    """
+    days = _dirty_days().subquery()
+    order = (days.c.tenant_id, days.c.metric, days.c.day_start)
+    query = select(days).order_by(*order).limit(limit)
+    if after is not None:
+        behind = zip(order, (after.tenant_id, after.metric, after.day.start), strict=True)
+        query = query.where(tuple_(*order) > tuple_(*[literal(value, c.type) for c, value in behind]))
+    return [_key(row) for row in session.connection().execute(query, {"ended_before": ended_before})]
+
+
+def list_daily(
+    session: Session,
+    tenant_id: str,
+    metric: str,
+    *,
+    after: datetime | None = None,
+    until: datetime | None = None,
+    limit: int = 100,
+) -> list[DailyAggregate]:
+    """Return a tenant's stored totals of a metric by day, at most ``limit``.
+
+    Days that begin later than ``after`` (the ``period_start`` that the page before ended with) and earlier
+    than ``until``. What was recorded since a day's last aggregation is not in its total yet.
+    """
+    stored = _AGGREGATE.c
+    query = (
+        select(stored.metric, stored.period_start, stored.granularity, stored.total)
+        .where(stored.tenant_id == tenant_id, stored.metric == metric, stored.granularity == DAY)
+        .order_by(stored.period_start)
+        .limit(limit)
+    )
+    if after is not None:
+        query = query.where(stored.period_start > after)
+    if until is not None:
+        query = query.where(stored.period_start < until)
+    return [DailyAggregate(*row) for row in session.connection().execute(query)]
+
+
+def _compared(key: DayKey, row: Any) -> DayTotal:
+    total = row.recomputed or Decimal(0)
+    has_changed = total != row.total
+    return DayTotal(key, row.id, total, has_changed, row.is_published and not has_changed)
+
+
+def _key(row: Any) -> DayKey:
+    return DayKey(row.tenant_id, row.metric, Period(row.day_start, row.day_end))
+
+
+@cache
+def _insert_or_lock(dialect: str) -> Insert:
+    days = _KEYS.table(dialect)
+    values = {
+        "id": days.c.aggregate_id,
+        "tenant_id": days.c.tenant_id,
+        "metric": days.c.metric,
+        "period_start": days.c.day_start,
+        "period_end": days.c.day_end,
+        "granularity": literal(DAY),
+        "total": literal(Decimal(0), Quantity(50)),
+        "is_published": false(),
+        "updated_at": bindparam("now", type_=UtcDateTime),
+    }
+    # In key order, so that two recomputes never wait for each other in a circle. SQLite's grammar needs
+    # the WHERE to tell ON CONFLICT from a join's ON.
+    rows = select(*values.values()).where(true()).order_by(days.c.position)
+    upsert = postgresql.insert(_AGGREGATE) if dialect == "postgresql" else sqlite.insert(_AGGREGATE)
+    # An update that its WHERE keeps from being done still locks the row (PostgreSQL, "ON CONFLICT Clause").
+    return upsert.from_select(list(values), rows).on_conflict_do_update(
+        index_elements=["tenant_id", "metric", "period_start", "granularity"],
+        set_={"total": _AGGREGATE.c.total},
+        where=false(),
+    )
+
+
+@cache
+def _consume_marks(dialect: str) -> Delete:
+    # An alias, or the subquery would mean the row that is being deleted and be run for each.
+    days, mark = _KEYS.table(dialect), _MARK.alias("consumed").c
+    consumed = select(mark.id).where(
+        mark.tenant_id == days.c.tenant_id, mark.metric == days.c.metric, mark.day_start == days.c.day_start
+    )
+    return delete(_MARK).where(_MARK.c.id.in_(consumed))
+
+
+@cache
+def _sum(dialect: str) -> Select[Any]:
+    days, event = _KEYS.table(dialect), _EVENT.c
+    # A subquery per day, so that both databases go from the days to the events by their index.
+    total = (
+        select(exact_sum(event.amount))
+        .where(
+            event.tenant_id == days.c.tenant_id,
+            event.metric == days.c.metric,
+            event.at_ts >= days.c.day_start,
+            event.at_ts < days.c.day_end,
+        )
+        .scalar_subquery()
+    )
+    stored = _AGGREGATE.c
+    return select(
+        days.c.position, stored.id, stored.total, stored.is_published, total.label("recomputed")
+    ).where(
+        stored.tenant_id == days.c.tenant_id,
+        stored.metric == days.c.metric,
+        stored.period_start == days.c.day_start,
+        stored.granularity == DAY,
+    )
+
+
+@cache
+def _store(dialect: str) -> Update:
+    totals = _TOTALS.table(dialect)
+    return (
+        update(_AGGREGATE)
+        .where(_AGGREGATE.c.tenant_id == totals.c.tenant_id, _AGGREGATE.c.id == totals.c.aggregate_id)
+        .values(
+            total=totals.c.total,
+            is_published=bindparam("is_published", type_=Boolean),
+            updated_at=bindparam("now", type_=UtcDateTime),
+        )
+    )
+
+
+@cache
+def _marked_days(dialect: str) -> Select[Any]:
+    asked, mark = _TENANTS.table(dialect), _MARK.c
+    return (
+        select(mark.tenant_id, mark.metric, mark.day_start, mark.day_end)
+        .where(
+            mark.tenant_id == asked.c.tenant_id,
+            mark.day_start >= bindparam("period_start", type_=UtcDateTime),
+            mark.day_start < bindparam("period_end", type_=UtcDateTime),
+        )
+        .distinct()
+    )
+
+
+@cache
+def _dirty_days() -> CompoundSelect[Any]:
+    mark, stored = _MARK.c, _AGGREGATE.c
+    ended_before = bindparam("ended_before", type_=UtcDateTime)
+    return union(
+        select(mark.tenant_id, mark.metric, mark.day_start, mark.day_end).where(mark.day_end <= ended_before),
+        select(
+            stored.tenant_id,
+            stored.metric,
+            stored.period_start.label("day_start"),
+            stored.period_end.label("day_end"),
+        ).where(stored.is_published.is_(false()), stored.period_end <= ended_before),
+    )

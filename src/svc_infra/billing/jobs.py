@@ -1,0 +1,198 @@
+"""Billing's two jobs: enqueueing them, and handling whole batches of them in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, tzinfo
+from time import perf_counter
+from typing import Protocol, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from svc_infra import failpoints
+from svc_infra.billing.aggregation import DayKey, DayTotal, recompute
+from svc_infra.billing.first_use import ready
+from svc_infra.billing.invoicing import InvoiceRequest, generate_invoices
+from svc_infra.billing.metrics import AGGREGATE_MILLISECONDS, INVOICES_GENERATED
+from svc_infra.billing.money import normalize_currency
+from svc_infra.billing.periods import day_bounds
+from svc_infra.billing.schemas import (
+    AggregateDaily,
+    GenerateMonthlyInvoice,
+    InvoiceCreated,
+    Payload,
+    UsageAggregated,
+)
+from svc_infra.billing.tenants import zones_of
+from svc_infra.clock import Clock, SystemClock
+from svc_infra.db.after_commit import call_after_commit
+from svc_infra.exceptions import InvalidPayload, InvalidPeriod
+from svc_infra.jobs.handlers import Handlers, SessionFactory
+from svc_infra.jobs.job import Job
+from svc_infra.jobs.outcome import Discard, Outcome
+from svc_infra.jobs.queue import Enqueuer
+from svc_infra.webhooks.service import Publication
+
+AGGREGATE_DAILY = "billing.aggregate_daily"
+GENERATE_MONTHLY_INVOICE = "billing.generate_monthly_invoice"
+USAGE_AGGREGATED = "billing.usage_aggregated"
+INVOICE_CREATED = "billing.invoice.created"
+BATCH_SIZE = 500
+
+P = TypeVar("P", bound=Payload)
+
+
+class Publisher(Protocol):
+    """What the handlers ask of the webhook service."""
+
+    def publish_many(self, session: Session, publications: Sequence[Publication]) -> list[str]:
+        """Publish with the commit of ``session``."""
+        ...
+
+
+def enqueue_aggregate_daily(
+    queue: Enqueuer, *, tenant_id: str, metric: str, day_start: datetime, delay_seconds: float = 0
+) -> Job:
+    """Enqueue the aggregation of the tenant's local day that ``day_start``, any instant of it, falls on.
+
+    Not awaited. A durable queue is bound to the session first: ``queue.bind(session)``.
+
+    Raises:
+        InvalidPayload: an argument is missing or of another kind.
+        NotInTransaction: the queue is durable and not bound.
+    """
+    values = {"tenant_id": tenant_id, "metric": metric, "day_start": day_start}
+    payload = AggregateDaily.parse(values).to_payload()
+    return queue.enqueue(AGGREGATE_DAILY, payload, tenant_id=tenant_id, delay_seconds=delay_seconds)
+
+
+def enqueue_generate_monthly_invoice(
+    queue: Enqueuer,
+    *,
+    tenant_id: str,
+    period_start: datetime,
+    period_end: datetime,
+    currency: str,
+    delay_seconds: float = 0,
+) -> Job:
+    """Enqueue the invoice of a half-open period bounded by midnights of the tenant's zone. Not awaited.
+
+    Raises:
+        InvalidPayload: an argument is missing or of another kind.
+        NotInTransaction: the queue is durable and not bound.
+    """
+    values = {
+        "tenant_id": tenant_id,
+        "period_start": period_start,
+        "period_end": period_end,
+        "currency": currency,
+    }
+    payload = GenerateMonthlyInvoice.parse(values).to_payload()
+    return queue.enqueue(GENERATE_MONTHLY_INVOICE, payload, tenant_id=tenant_id, delay_seconds=delay_seconds)
+
+
+def make_billing_job_handler(
+    *, session_factory: SessionFactory, webhooks: Publisher, clock: Clock | None = None
+) -> Handlers:
+    """Return the handler of both jobs for ``process_one(queue, handler)``, or to include in others.
+
+    Its rows, messages and the completion of a durable job of the same database commit together.
+    """
+    handlers = Handlers(session_factory, clock=clock)
+    register(handlers, webhooks, clock=clock)
+    return handlers
+
+
+def register(handlers: Handlers, webhooks: Publisher, *, clock: Clock | None = None) -> None:
+    """Add the handlers of both jobs, which publish through ``webhooks``."""
+    time = clock or SystemClock()
+
+    async def aggregate_daily(jobs: Sequence[Job], session: AsyncSession) -> Mapping[str, Outcome]:
+        return await session.run_sync(_aggregate_daily, jobs, webhooks, time.now())
+
+    async def generate_monthly_invoice(jobs: Sequence[Job], session: AsyncSession) -> Mapping[str, Outcome]:
+        return await session.run_sync(_generate_monthly_invoice, jobs, webhooks, time.now())
+
+    handlers.add_batch(AGGREGATE_DAILY, aggregate_daily, batch_size=BATCH_SIZE)
+    handlers.add_batch(GENERATE_MONTHLY_INVOICE, generate_monthly_invoice, batch_size=BATCH_SIZE)
+
+
+def _aggregate_daily(
+    session: Session, jobs: Sequence[Job], webhooks: Publisher, now: datetime
+) -> dict[str, Outcome]:
+    """Recompute the days of the jobs and publish each total that was not published before."""
+    started = perf_counter()
+    ready(session)
+    payloads, refused = _parsed(jobs, AggregateDaily)
+    zones = zones_of(session, {payload.tenant_id for payload in payloads.values()})
+    keys: set[DayKey] = set()
+    for job_id, payload in payloads.items():
+        try:
+            keys.add(_day_of(payload, zones[payload.tenant_id]))
+        except InvalidPeriod as error:
+            refused[job_id] = Discard(str(error))
+    failpoints.reached("handler_before_writes")
+    totals = recompute(session, keys, now=now, will_publish=True)
+    webhooks.publish_many(session, [_aggregated(day, now) for day in totals if not day.is_published])
+    failpoints.reached("handler_after_writes")
+    AGGREGATE_MILLISECONDS.observe((perf_counter() - started) * 1000)
+    return refused
+
+
+def _generate_monthly_invoice(
+    session: Session, jobs: Sequence[Job], webhooks: Publisher, now: datetime
+) -> dict[str, Outcome]:
+    """Make the invoices of the jobs and publish those that did not exist before."""
+    ready(session)
+    payloads, outcomes = _parsed(jobs, GenerateMonthlyInvoice)
+    requests = [
+        InvoiceRequest(p.tenant_id, p.period_start, p.period_end, p.currency) for p in payloads.values()
+    ]
+    failpoints.reached("handler_before_writes")
+    created = []
+    for job_id, request, result in zip(
+        payloads, requests, generate_invoices(session, requests, now=now), strict=True
+    ):
+        if result.error is not None:
+            outcomes[job_id] = Discard(f"{type(result.error).__name__}: {result.error}")
+        elif result.is_new and result.invoice_id is not None:
+            created.append(_created(request, result.invoice_id, now))
+    webhooks.publish_many(session, created)
+    failpoints.reached("handler_after_writes")
+    if created:
+        call_after_commit(session, lambda: INVOICES_GENERATED.inc(len(created)))
+    return outcomes
+
+
+def _parsed(jobs: Sequence[Job], kind: type[P]) -> tuple[dict[str, P], dict[str, Outcome]]:
+    """The payloads by job id, and the outcomes of the jobs whose payload will never be readable."""
+    payloads: dict[str, P] = {}
+    refused: dict[str, Outcome] = {}
+    for job in jobs:
+        try:
+            payloads[job.id] = kind.parse(job.payload)
+        except InvalidPayload as error:
+            refused[job.id] = Discard(f"InvalidPayload: {error}")
+    return payloads, refused
+
+
+def _day_of(payload: AggregateDaily, zone: tzinfo) -> DayKey:
+    return DayKey(payload.tenant_id, payload.metric, day_bounds(payload.day_start, zone))
+
+
+def _aggregated(day: DayTotal, now: datetime) -> Publication:
+    tenant_id, metric, period = day.key
+    payload = UsageAggregated(tenant_id=tenant_id, metric=metric, day_start=period.start, total=day.total)
+    return Publication(USAGE_AGGREGATED, payload.to_payload(), tenant_id, now)
+
+
+def _created(request: InvoiceRequest, invoice_id: str, now: datetime) -> Publication:
+    payload = InvoiceCreated(
+        tenant_id=request.tenant_id,
+        invoice_id=invoice_id,
+        period_start=request.period_start,
+        period_end=request.period_end,
+        currency=normalize_currency(request.currency),
+    )
+    return Publication(INVOICE_CREATED, payload.to_payload(), request.tenant_id, now)

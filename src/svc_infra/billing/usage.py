@@ -1,0 +1,194 @@
+"""Recording usage: checked events, kept once per idempotency key, with a mark on every day they change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime, tzinfo
+from decimal import Decimal
+from functools import cache
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from sqlalchemy import DateTime, Insert, Numeric, Select, String, Text, bindparam, insert, select, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from svc_infra.billing.metrics import USAGE_INGESTED
+from svc_infra.billing.models import KEY_LENGTH, MetricText, TenantText, UsageDirtyDay, UsageEvent
+from svc_infra.billing.periods import Period, day_bounds
+from svc_infra.billing.tenants import zones_of
+from svc_infra.billing.usage_event import NewUsage, quantity
+from svc_infra.db.after_commit import call_after_commit
+from svc_infra.db.base import QUANTITY_DIGITS, QUANTITY_SCALE, IdText, UtcDateTime, new_id
+from svc_infra.db.rowset import Rowset
+from svc_infra.exceptions import InvalidUsage
+
+__all__ = ["NewUsage", "RecordedUsage", "quantity", "record_many"]
+
+Outcome: TypeAlias = Literal["inserted", "duplicate", "conflict"]
+_Identity: TypeAlias = tuple[str, str, str]
+_Payload: TypeAlias = tuple[Decimal, datetime, str | None]
+
+_EVENT_COLUMNS = ("tenant_id", "metric", "idempotency_key", "id", "amount", "at_ts", "metadata_json")
+# Plain types: the values were brought into their stored form when the event was checked.
+_EVENTS = Rowset(
+    "new_events",
+    tenant_id=TenantText,
+    metric=MetricText,
+    idempotency_key=String(KEY_LENGTH),
+    id=IdText,
+    amount=Numeric(QUANTITY_DIGITS, QUANTITY_SCALE),
+    at_ts=DateTime(timezone=True),
+    metadata_json=Text,
+)
+_KEYS = Rowset(
+    "new_keys", tenant_id=TenantText, metric=MetricText, idempotency_key=String(KEY_LENGTH), id=IdText
+)
+_MARK_COLUMNS = ("tenant_id", "metric", "day_start", "day_end")
+_MARKS = Rowset(
+    "marks",
+    tenant_id=TenantText,
+    metric=MetricText,
+    day_start=DateTime(timezone=True),
+    day_end=DateTime(timezone=True),
+)
+
+
+class RecordedUsage(NamedTuple):
+    """What became of an event: ``id`` is that of the event that its key was first used for.
+
+    ``inserted``: it is recorded now. ``duplicate``: it was already. ``conflict``: its key is taken by an
+    event with another payload, and this one was not recorded.
+    """
+
+    id: str
+    outcome: Outcome
+
+
+def record_many(session: Session, events: Sequence[NewUsage], *, now: datetime) -> list[RecordedUsage]:
+    """Record ``events`` in the session's transaction and say, in their order, what became of each.
+
+    The days that get a new event are marked for aggregation in the same transaction. A conflict writes
+    nothing and leaves the session as usable as before. ``now`` becomes ``created_at``.
+    """
+    first: dict[_Identity, int] = {}
+    for index, event in enumerate(events):
+        first.setdefault((event.tenant_id, event.metric, event.idempotency_key), index)
+    if not first:
+        return []
+    dialect = session.get_bind().dialect.name
+    # In key order, so that two batches with the same keys never wait for each other in a circle.
+    ids = {identity: new_id() for identity in sorted(first)}
+    inserted = _insert(session, dialect, [(ids[key], events[first[key]]) for key in ids], now)
+    taken = {} if inserted == len(ids) else _taken(session, dialect, ids)
+    if inserted + len(taken) != len(ids):
+        raise InvalidUsage("usage was erased while it was being recorded again; repeat the batch")
+    # Only now are the zones read: whoever changes one holds back the insert above until it is committed.
+    _mark_days(session, dialect, [events[first[key]] for key in ids if key not in taken])
+    recorded = [_judge(event, index, events, first, ids, taken) for index, event in enumerate(events)]
+    _count(session, recorded)
+    return recorded
+
+
+def _judge(
+    event: NewUsage,
+    index: int,
+    events: Sequence[NewUsage],
+    first: Mapping[_Identity, int],
+    ids: Mapping[_Identity, str],
+    taken: Mapping[_Identity, tuple[str, _Payload]],
+) -> RecordedUsage:
+    identity = (event.tenant_id, event.metric, event.idempotency_key)
+    if identity in taken:
+        original_id, payload = taken[identity]
+    elif first[identity] == index:
+        return RecordedUsage(ids[identity], "inserted")
+    else:
+        original_id, payload = ids[identity], events[first[identity]].payload
+    return RecordedUsage(original_id, "duplicate" if event.payload == payload else "conflict")
+
+
+def _insert(session: Session, dialect: str, new: Iterable[tuple[str, NewUsage]], now: datetime) -> int:
+    rows = [
+        (e.tenant_id, e.metric, e.idempotency_key, event_id, e.amount, e.at, e.metadata_json)
+        for event_id, e in new
+    ]
+    parameters = {**_EVENTS.parameters(dialect, rows), "now": now}
+    result = session.connection().execute(_insert_events(dialect), parameters)
+    if dialect == "sqlite":
+        # Its driver counts the rows only of statements that begin with INSERT, and returning them all
+        # would halve the rate.
+        return int(session.connection().execute(_CHANGES).scalar_one())
+    return result.rowcount
+
+
+def _taken(
+    session: Session, dialect: str, ids: Mapping[_Identity, str]
+) -> dict[_Identity, tuple[str, _Payload]]:
+    """The events that hold the keys which were not inserted.
+
+    A statement of its own: under READ COMMITTED the insert that waited for a concurrent winner cannot see
+    the winner's row itself, the next statement does.
+    """
+    parameters = _KEYS.parameters(dialect, [(*identity, event_id) for identity, event_id in ids.items()])
+    rows = session.connection().execute(_select_taken(dialect), parameters)
+    return {
+        (tenant_id, metric, key): (event_id, (amount, at, metadata_json))
+        for tenant_id, metric, key, event_id, amount, at, metadata_json in rows
+    }
+
+
+def _mark_days(session: Session, dialect: str, events: Sequence[NewUsage]) -> None:
+    if not events:
+        return
+    zones = zones_of(session, {event.tenant_id for event in events})
+    days: set[tuple[str, str, date]] = set()
+    for event in events:
+        zone = zones[event.tenant_id]
+        local = event.at if zone is UTC else event.at.astimezone(zone)
+        days.add((event.tenant_id, event.metric, local.date()))
+    bounds: dict[tuple[date, tzinfo], Period] = {}
+    rows = []
+    for tenant_id, metric, day in sorted(days):
+        at = day, zones[tenant_id]
+        period = bounds.get(at) or bounds.setdefault(at, day_bounds(*at))
+        rows.append((tenant_id, metric, period.start, period.end))
+    session.connection().execute(_insert_marks(dialect), _MARKS.parameters(dialect, rows))
+
+
+def _count(session: Session, recorded: Sequence[RecordedUsage]) -> None:
+    outcomes = [usage.outcome for usage in recorded]
+    for outcome in ("duplicate", "conflict"):
+        USAGE_INGESTED.labels(outcome).inc(outcomes.count(outcome))
+    # A rolled-back transaction has recorded nothing, and its repetition would count a second time.
+    if inserted := outcomes.count("inserted"):
+        call_after_commit(session, lambda: USAGE_INGESTED.labels("inserted").inc(inserted))
+
+
+_CHANGES = text("SELECT changes()")
+
+
+@cache
+def _insert_events(dialect: str) -> Insert:
+    new = _EVENTS.table(dialect)
+    columns = [new.c[name] for name in _EVENT_COLUMNS]
+    # SQLite's grammar needs the WHERE to tell ON CONFLICT from a join's ON.
+    rows = select(*columns, bindparam("now", type_=UtcDateTime)).where(text("true"))
+    upsert = postgresql.insert(UsageEvent) if dialect == "postgresql" else sqlite.insert(UsageEvent)
+    return upsert.from_select([*_EVENT_COLUMNS, "created_at"], rows).on_conflict_do_nothing()
+
+
+@cache
+def _select_taken(dialect: str) -> Select[Any]:
+    new, event = _KEYS.table(dialect), UsageEvent.__table__.c
+    return select(*[event[name] for name in _EVENT_COLUMNS]).where(
+        event.tenant_id == new.c.tenant_id,
+        event.metric == new.c.metric,
+        event.idempotency_key == new.c.idempotency_key,
+        event.id != new.c.id,
+    )
+
+
+@cache
+def _insert_marks(dialect: str) -> Insert:
+    marks = _MARKS.table(dialect)
+    return insert(UsageDirtyDay).from_select(_MARK_COLUMNS, select(*[marks.c[n] for n in _MARK_COLUMNS]))
