@@ -1,0 +1,208 @@
+"""Which tenant is on which plan, and from when to when."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, tzinfo
+from functools import cache
+from typing import Any, NamedTuple
+
+from sqlalchemy import Executable, Table, bindparam, insert, select, tuple_
+from sqlalchemy.orm import Session
+
+from svc_infra.billing.first_use import ready
+from svc_infra.billing.models import Plan, Price, Subscription, TenantText
+from svc_infra.billing.periods import day_bounds, is_local_midnight
+from svc_infra.billing.tenant_lock import lock_tenants
+from svc_infra.db.base import Base, IdText, UtcDateTime, new_id
+from svc_infra.db.rowset import Rowset
+from svc_infra.exceptions import InvalidSubscription, NotFound
+
+_FAR_FUTURE = datetime.max.replace(tzinfo=UTC)
+_TENANTS = Rowset("subscribing", tenant_id=TenantText)
+_NEW = Rowset(
+    "new_subscriptions",
+    id=IdText,
+    tenant_id=TenantText,
+    plan_id=IdText,
+    effective_at=UtcDateTime,
+    ended_at=UtcDateTime,
+)
+_subscriptions: Table = Base.metadata.tables[Subscription.__tablename__]
+
+
+@dataclass(frozen=True, slots=True)
+class NewSubscription:
+    """A subscription to be stored: half-open ``[effective_at, ended_at)``, without an end for ever."""
+
+    tenant_id: str
+    plan_key: str
+    effective_at: datetime
+    ended_at: datetime | None = None
+
+
+class ListedSubscription(NamedTuple):
+    """A stored subscription with the key of its plan."""
+
+    id: str
+    tenant_id: str
+    plan_key: str
+    effective_at: datetime
+    ended_at: datetime | None
+
+
+class _Held(NamedTuple):
+    plan_id: str
+    effective_at: datetime
+    ended_at: datetime | None
+
+
+def subscribe(
+    session: Session,
+    *,
+    tenant_id: str,
+    plan_key: str,
+    effective_at: datetime,
+    ended_at: datetime | None = None,
+    now: datetime,
+) -> str:
+    """Put a tenant on a plan and return the subscription's id; see ``subscribe_many`` for what is refused."""
+    wanted = NewSubscription(tenant_id, plan_key, effective_at, ended_at)
+    return subscribe_many(session, [wanted], now=now)[0]
+
+
+def subscribe_many(session: Session, wanted: Sequence[NewSubscription], *, now: datetime) -> list[str]:
+    """Store subscriptions in a few statements and return their ids in the same order; all of them or none.
+
+    Raises:
+        NotFound: no plan has this key.
+        InvalidSubscription: a bound is not one of the tenant's local midnights, or the tenant has, at the
+            same time, this plan or another one that prices the same metric in the same currency: its usage
+            would be billed twice.
+    """
+    if not wanted:
+        return []
+    ready(session)
+    session.flush()  # what the caller has added and not written yet counts, too
+    settings = lock_tenants(session, (item.tenant_id for item in wanted), now=now)
+    plans = _plans(session, {item.plan_key for item in wanted})
+    held = _held(session, sorted({item.tenant_id for item in wanted}))
+    metrics = _priced_metrics(session)
+    rows = []
+    for item in wanted:
+        _check_bounds(item, settings[item.tenant_id].zone)
+        new = _Held(plans[item.plan_key], item.effective_at, item.ended_at)
+        for other in held[item.tenant_id]:
+            _refuse_overlap(item, new, other, metrics)
+        held[item.tenant_id].append(new)
+        rows.append((new_id(), item.tenant_id, *new))
+    dialect = session.get_bind().dialect.name
+    session.execute(_insert(dialect), {**_NEW.parameters(dialect, rows), "created_at": now})
+    return [str(row[0]) for row in rows]
+
+
+def list_subscriptions(
+    session: Session,
+    *,
+    tenant_id: str | None = None,
+    after: tuple[str, str] | None = None,
+    limit: int = 100,
+) -> list[ListedSubscription]:
+    """Subscriptions in the order of (tenant, id); ``after`` is that pair of the row to continue behind."""
+    statement = (
+        select(
+            Subscription.id,
+            Subscription.tenant_id,
+            Plan.key,
+            Subscription.effective_at,
+            Subscription.ended_at,
+        )
+        .join(Plan, Plan.id == Subscription.plan_id)
+        .order_by(Subscription.tenant_id, Subscription.id)
+        .limit(limit)
+    )
+    if tenant_id is not None:
+        statement = statement.where(Subscription.tenant_id == tenant_id)
+    if after is not None:
+        statement = statement.where(tuple_(Subscription.tenant_id, Subscription.id) > tuple_(*after))
+    return [ListedSubscription(*row) for row in session.execute(statement)]
+
+
+def _check_bounds(item: NewSubscription, zone: tzinfo) -> None:
+    for name, instant in (("effective_at", item.effective_at), ("ended_at", item.ended_at)):
+        if instant is None:
+            continue
+        if instant.tzinfo is None:
+            raise InvalidSubscription(f"{name} {instant.isoformat()} has no offset; pass an aware datetime")
+        if not is_local_midnight(instant, zone):
+            day = day_bounds(instant, zone)
+            raise InvalidSubscription(
+                f"{name} {instant.isoformat()} is not a midnight of tenant {item.tenant_id!r} ({zone}); "
+                f"the nearest are {day.start.isoformat()} and {day.end.isoformat()}"
+            )
+    if item.ended_at is not None and item.ended_at <= item.effective_at:
+        raise InvalidSubscription(f"the subscription of tenant {item.tenant_id!r} would end before it starts")
+
+
+def _refuse_overlap(
+    item: NewSubscription, new: _Held, other: _Held, metrics: dict[str, set[tuple[str, str]]]
+) -> None:
+    starts_before = new.effective_at < (other.ended_at or _FAR_FUTURE)
+    if not (starts_before and other.effective_at < (new.ended_at or _FAR_FUTURE)):
+        return
+    if other.plan_id == new.plan_id:
+        reason = "is on this plan already"
+    elif twice := metrics[new.plan_id] & metrics[other.plan_id]:
+        metric, currency = min(twice)
+        reason = f"is on another plan that prices metric {metric!r} in {currency}"
+    else:
+        return
+    raise InvalidSubscription(
+        f"tenant {item.tenant_id!r} cannot be on {item.plan_key!r} from {item.effective_at.isoformat()}: it "
+        f"{reason} from {other.effective_at.isoformat()}; end that subscription first"
+    )
+
+
+def _plans(session: Session, keys: set[str]) -> dict[str, str]:
+    """The ids of the plans with these keys; the catalog is small enough to be read whole."""
+    known = {key: plan_id for key, plan_id in session.execute(select(Plan.key, Plan.id))}
+    for key in sorted(keys - known.keys()):
+        raise NotFound(f"there is no plan {key!r}; add it to the catalog and run 'worker.py catalog apply'")
+    return known
+
+
+def _priced_metrics(session: Session) -> dict[str, set[tuple[str, str]]]:
+    """Per plan: the (metric, currency) pairs that it bills."""
+    found: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for plan_id, metric, currency in session.execute(select(Price.plan_id, Price.metric, Price.currency)):
+        if plan_id is not None and metric is not None:
+            found[plan_id].add((metric, currency))
+    return found
+
+
+def _held(session: Session, tenant_ids: list[str]) -> dict[str, list[_Held]]:
+    dialect = session.get_bind().dialect.name
+    parameters = _TENANTS.parameters(dialect, [(tenant_id,) for tenant_id in tenant_ids])
+    found: dict[str, list[_Held]] = defaultdict(list)
+    for tenant_id, *held in session.execute(_select_held(dialect), parameters):
+        found[tenant_id].append(_Held(*held))
+    return found
+
+
+@cache
+def _select_held(dialect: str) -> Executable:
+    wanted = _TENANTS.table(dialect)
+    held = _subscriptions.c
+    return select(held.tenant_id, held.plan_id, held.effective_at, held.ended_at).join(
+        wanted, wanted.c.tenant_id == held.tenant_id
+    )
+
+
+@cache
+def _insert(dialect: str) -> Executable:
+    new: Any = _NEW.table(dialect)
+    columns = [*_NEW.columns, "created_at"]
+    rows = select(*(new.c[name] for name in _NEW.columns), bindparam("created_at", type_=UtcDateTime))
+    return insert(_subscriptions).from_select(columns, rows)

@@ -1,0 +1,106 @@
+"""Applying a catalog: again and at once, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from svc_infra.billing.catalog import parse_catalog
+from svc_infra.billing.catalog_store import CatalogChanges, apply_catalog, default_plan, price_terms
+from svc_infra.billing.models import Plan, PlanEntitlement, Price
+from svc_infra.exceptions import InvalidCatalog
+
+NOW = datetime(2025, 1, 1, tzinfo=UTC)
+
+CATALOG = """
+[[plans]]
+key = "standard"
+name = "Standard"
+default = true
+[[plans.entitlements]]
+key = "cds"
+limit = 1000
+window = "month"
+[[plans]]
+key = "pro"
+[[prices]]
+key = "base"
+plan = "standard"
+currency = "usd"
+unit_amount = "500"
+recurring_interval = "month"
+[[prices]]
+key = "cds"
+plan = "standard"
+currency = "usd"
+metric = "cds"
+model = "graduated"
+tiers = [ { up_to = "3", unit_amount = "0" }, { unit_amount = "0.000000000000000001", flat_amount = "100" } ]
+"""
+
+Sessions = async_sessionmaker[AsyncSession]
+
+
+async def apply(session_factory: Sessions, text: str) -> CatalogChanges:
+    async with session_factory() as session, session.begin():
+        return await session.run_sync(apply_catalog, parse_catalog(text), now=NOW)
+
+
+async def test_a_catalog_is_created_once_and_unchanged_when_applied_again(session_factory: Sessions) -> None:
+    first = await apply(session_factory, CATALOG)
+    again = await apply(session_factory, CATALOG)
+    assert len(first.created) == 5
+    assert (again.created, again.updated, len(again.unchanged)) == ([], [], 5)
+
+
+async def test_stored_prices_are_rated_with_the_terms_of_the_file(session_factory: Sessions) -> None:
+    await apply(session_factory, CATALOG)
+    async with session_factory() as session:
+        stored = {price.key: price_terms(price) for price in await session.scalars(select(Price))}
+    assert list(stored.values()) == [price.terms for price in parse_catalog(CATALOG).prices]
+    assert stored["cds"].tiers[1].unit_amount == Decimal("1E-18")
+
+
+async def test_changes_are_updates_of_the_same_rows(session_factory: Sessions) -> None:
+    await apply(session_factory, CATALOG)
+    changed = (
+        CATALOG.replace('"500"', '"600"').replace("limit = 1000", "limit = 5").replace("Standard", "Std")
+    )
+    changes = await apply(session_factory, changed)
+    assert changes.updated == [
+        "plan standard",
+        "entitlement cds per month of plan standard",
+        "price base in usd of plan standard",
+    ]
+    async with session_factory() as session:
+        assert await session.scalar(select(PlanEntitlement.limit_per_window)) == 5
+        assert await session.scalar(select(Price.unit_amount).where(Price.key == "base")) == 600
+        assert len((await session.scalars(select(Price))).all()) == 2
+
+
+async def test_the_default_moves_to_another_plan_and_absent_plans_stay(session_factory: Sessions) -> None:
+    await apply(session_factory, CATALOG)
+    await apply(session_factory, '[[plans]]\nkey = "new"\ndefault = true\n')
+    async with session_factory() as session:
+        plan = await session.run_sync(default_plan)
+        assert plan is not None
+        assert plan.key == "new"
+        assert len((await session.scalars(select(Plan))).all()) == 3
+
+
+async def test_many_applies_at_once_leave_one_row_each(session_factory: Sessions) -> None:
+    changes = await asyncio.gather(*(apply(session_factory, CATALOG) for _ in range(6)))
+    assert sorted(len(change.created) for change in changes) == [0, 0, 0, 0, 0, 5]
+
+
+async def test_a_renamed_price_that_would_bill_a_metric_twice_is_refused(session_factory: Sessions) -> None:
+    await apply(session_factory, CATALOG)
+    renamed = CATALOG.replace('key = "cds"\nplan', 'key = "discs"\nplan')
+    with pytest.raises(InvalidCatalog, match="keeps a price 'cds'"):
+        await apply(session_factory, renamed)
+    assert (await apply(session_factory, CATALOG)).created == []

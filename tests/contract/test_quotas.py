@@ -1,0 +1,130 @@
+"""Quotas: the plan's limit in the tenant's own day or month, exact, and closed where nothing is known."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import httpx
+import pytest
+from fastapi import Depends, FastAPI
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from svc_infra.api.fastapi.dependencies import Principal, get_clock, get_principal, get_session_factory
+from svc_infra.billing.catalog import parse_catalog
+from svc_infra.billing.catalog_store import apply_catalog
+from svc_infra.billing.entitlements import Quota, Window, quota_of
+from svc_infra.billing.models import Tenant
+from svc_infra.billing.quotas import EXCEEDED_HEADER, require_quota
+from svc_infra.billing.subscriptions import NewSubscription, subscribe_many
+from svc_infra.billing.usage import NewUsage, record_many
+from svc_infra.clock import FixedClock
+from svc_infra.exceptions import InvalidSettings, QuotaExceeded
+
+Sessions = async_sessionmaker[AsyncSession]
+
+JANUARY = datetime(2025, 1, 1, tzinfo=UTC)
+NOW = datetime(2025, 1, 15, 12, tzinfo=UTC)
+CATALOG = "".join(
+    f'[[plans]]\nkey = "{plan}"\ndefault = {str(plan == "small").lower()}\n'
+    f'[[plans.entitlements]]\nkey = "reports"\nlimit = {limit}\nwindow = "day"\n'
+    for plan, limit in (("small", 2), ("extra", 5))
+)
+
+
+@pytest.fixture(autouse=True)
+async def _catalog(session_factory: Sessions) -> None:
+    async with session_factory() as session, session.begin():
+        await session.run_sync(apply_catalog, parse_catalog(CATALOG), now=JANUARY)
+
+
+async def on(session_factory: Sessions, *plans: str, ended_at: datetime | None = None) -> None:
+    async with session_factory() as session, session.begin():
+        wanted = [NewSubscription("t1", plan, JANUARY, ended_at) for plan in plans]
+        await session.run_sync(subscribe_many, wanted, now=JANUARY)
+
+
+async def use(session_factory: Sessions, *usage: tuple[str, datetime]) -> None:
+    async with session_factory() as session, session.begin():
+        events = [NewUsage("t1", "reports", Decimal(amount), at, str(at)) for amount, at in usage]
+        await session.run_sync(record_many, events, now=NOW)
+
+
+async def quota(session_factory: Sessions, window: Window = "day") -> Quota | None:
+    async with session_factory() as session:
+        return await session.run_sync(quota_of, "t1", "reports", window, now=NOW)
+
+
+async def get(session_factory: Sessions, *, soft: bool = False) -> httpx.Response:
+    app = FastAPI()
+    app.dependency_overrides[get_principal] = lambda: Principal("t1")
+    app.dependency_overrides[get_session_factory] = lambda: session_factory
+    app.dependency_overrides[get_clock] = lambda: FixedClock(NOW)
+
+    @app.get("/", dependencies=[Depends(require_quota("reports", window="day", soft=soft))])
+    async def report() -> dict[str, bool]:
+        return {"ok": True}
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        return await client.get("/")
+
+
+async def test_used_is_the_exact_sum_of_the_tenants_local_day(session_factory: Sessions) -> None:
+    async with session_factory() as session, session.begin():
+        session.add(Tenant(tenant_id="t1", timezone="Asia/Tokyo", created_at=JANUARY))
+    async with session_factory() as session, session.begin():
+        start = datetime(2025, 1, 1, 15, tzinfo=UTC)
+        await session.run_sync(subscribe_many, [NewSubscription("t1", "small", start)], now=NOW)
+    tokyo_midnight = datetime(2025, 1, 14, 15, tzinfo=UTC)
+    await use(
+        session_factory,
+        ("0.1", tokyo_midnight),
+        ("0.2", NOW),
+        ("9", datetime(2025, 1, 14, 14, 59, tzinfo=UTC)),
+    )
+    found = await quota(session_factory)
+    assert found is not None
+    assert (found.used, found.limit, found.period.start) == (Decimal("0.3"), 2, tokyo_midnight)
+
+
+async def test_limits_of_several_active_plans_add_up(session_factory: Sessions) -> None:
+    await on(session_factory, "small", "extra")
+    found = await quota(session_factory)
+    assert found is not None
+    assert found.limit == 7
+
+
+async def test_a_request_passes_below_the_limit_and_is_refused_at_it(session_factory: Sessions) -> None:
+    await on(session_factory, "small")
+    await use(session_factory, ("1.999999999999", JANUARY.replace(day=15)))
+    assert (await get(session_factory)).status_code == 200
+    await use(session_factory, ("0.000000000001", NOW))
+    with pytest.raises(QuotaExceeded, match="2 of 2 reports used in this day; it is renewed at 2025-01-16"):
+        await get(session_factory)
+
+
+async def test_a_soft_quota_lets_through_and_says_so(session_factory: Sessions) -> None:
+    await on(session_factory, "small")
+    await use(session_factory, ("1", JANUARY.replace(day=15)))
+    assert EXCEEDED_HEADER not in (await get(session_factory, soft=True)).headers
+    await use(session_factory, ("2", NOW))
+    answer = await get(session_factory, soft=True)
+    assert (answer.status_code, answer.headers[EXCEEDED_HEADER]) == (200, "3 of 2 reports used in this day")
+
+
+@pytest.mark.parametrize("soft", [False, True])
+async def test_without_an_active_entitlement_it_is_closed(session_factory: Sessions, soft: bool) -> None:
+    await on(session_factory, "small", ended_at=JANUARY.replace(day=2))
+    assert await quota(session_factory) is None
+    with pytest.raises(QuotaExceeded, match="no plan of this tenant includes"):
+        await get(session_factory, soft=soft)
+
+
+async def test_an_entitlement_holds_for_its_own_window_only(session_factory: Sessions) -> None:
+    await on(session_factory, "small")
+    assert await quota(session_factory, "month") is None
+
+
+def test_an_unknown_window_is_refused_when_it_is_declared() -> None:
+    with pytest.raises(InvalidSettings, match="'hour'"):
+        require_quota("reports", window="hour")  # type: ignore[arg-type]  # what is tested
