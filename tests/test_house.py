@@ -24,9 +24,9 @@ LINES_PER_FUNCTION = 60
 # Where whatever a stranger's code raises ends: the job handler boundary, the delivery send boundary,
 # and the supervisor that keeps the worker's loops running.
 MAY_CATCH_EVERYTHING = {
+    "jobs/attempt.py",
     "jobs/executor.py",
-    "jobs/supervisor.py",
-    "webhooks/relay.py",
+    "jobs/loop.py",
     "webhooks/transport.py",
 }
 READS_THE_ENVIRONMENT = {"config.py"}

@@ -41,7 +41,9 @@ class WorkerSettings(_Section):
     poll_seconds: float = Field(1.0, gt=0)
     lease_seconds: float = Field(30.0, ge=1)
     grace_seconds: float = Field(25.0, ge=0)
-    retention_days: int = Field(14, ge=1)
+    completed_retention_days: float = Field(1, gt=0)
+    cancelled_retention_days: float = Field(7, gt=0)
+    discarded_retention_days: float = Field(90, gt=0)
 
 
 class SchedulerSettings(_Section):

@@ -24,7 +24,7 @@ T = TypeVar("T")
 DEFAULT_CONFIG = Path("config/worker.toml")
 
 
-def settings_options(command: Callable[P, T]) -> Callable[..., T]:
+def settings_options(command: Callable[..., T]) -> Callable[..., T]:
     """Give a command ``--config`` and ``--database-url``, and pass it the loaded ``settings``."""
 
     @click.option(
@@ -35,15 +35,12 @@ def settings_options(command: Callable[P, T]) -> Callable[..., T]:
     )
     @click.option("--database-url", help="Database to use, before DATABASE_URL and the settings file.")
     @wraps(command)
-    def with_settings(
-        *args: P.args, config_file: Path | None, database_url: str | None, **kwargs: P.kwargs
-    ) -> T:
+    def with_settings(config_file: Path | None, database_url: str | None, **parameters: Any) -> T:
         if config_file is None and DEFAULT_CONFIG.is_file():
             config_file = DEFAULT_CONFIG
         settings = load_settings(config_file, database_url=database_url)
         configure_logging(settings.log.level)
-        kwargs["settings"] = settings
-        return command(*args, **kwargs)
+        return command(settings=settings, **parameters)
 
     return with_settings
 

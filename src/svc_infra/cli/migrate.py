@@ -11,7 +11,9 @@ from svc_infra.db.migration import migrate as migrate_database
 
 
 @click.command()
-@click.option("--to", "revision", default="head", show_default=True, help="Revision; 'base' drops all tables.")
+@click.option(
+    "--to", "revision", default="head", show_default=True, help="Revision; 'base' drops all tables."
+)
 @json_option
 @settings_options
 def migrate(settings: Settings, revision: str, as_json: bool) -> None:

@@ -18,10 +18,10 @@ VERSION_TABLE = "svc_infra_alembic_version"
 _LOCK_KEY = 7_239_601_542_881_103
 
 
-def scripts_directory() -> Path:
-    """Return where the migration scripts are: inside the wheel, or at the top of a checkout."""
-    packaged = Path(str(resources.files("svc_infra"))) / "_migrations"
-    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[3] / "migrations"
+def packaged_folder(name: str) -> Path:
+    """Return the folder ``migrations`` or ``config``: inside the wheel, or at the top of a checkout."""
+    packaged = Path(str(resources.files("svc_infra"))) / f"_{name}"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[3] / name
 
 
 def head_revision() -> str:
@@ -79,5 +79,5 @@ def _migrate(connection: Connection, revision: str) -> None:
 
 def _config() -> Config:
     config = Config()
-    config.set_main_option("script_location", str(scripts_directory()).replace("%", "%%"))
+    config.set_main_option("script_location", str(packaged_folder("migrations")).replace("%", "%%"))
     return config

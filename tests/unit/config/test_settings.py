@@ -49,7 +49,7 @@ def test_an_unknown_section_names_the_nearest_right_one(tmp_path: Path) -> None:
 
 def test_an_unknown_environment_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SVC__WORKER__CONCURENCY", "3")
-    with pytest.raises(InvalidSettings, match="SVC__WORKER__CONCURENCY is unknown.*'concurrency'"):
+    with pytest.raises(InvalidSettings, match=r"SVC__WORKER__CONCURENCY is unknown.*'concurrency'"):
         load_settings()
 
 
@@ -68,5 +68,5 @@ def test_a_delivery_lease_shorter_than_two_requests_is_refused(tmp_path: Path) -
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidSettings, match="nowhere.toml"):
+    with pytest.raises(InvalidSettings, match=r"nowhere\.toml"):
         load_settings(tmp_path / "nowhere.toml")

@@ -1,0 +1,64 @@
+"""``run``: the worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import click
+import structlog
+
+from svc_infra.application import Application, load_application
+from svc_infra.cli.context import engine_of, run_async, settings_options
+from svc_infra.config import Settings
+from svc_infra.db.migration import require_head
+from svc_infra.runtime import Runtime
+from svc_infra.webhooks.transport import HttpSender
+
+log = structlog.get_logger(__name__)
+
+
+@click.command()
+@click.option(
+    "--app", "application", metavar="MODULE:ATTRIBUTE", help="Your own handlers, schedules, topics."
+)
+@settings_options
+def run(settings: Settings, application: str | None) -> None:
+    """Run the worker: jobs, cron, webhook relay and sender in one process.
+
+    Any number of workers may share one PostgreSQL. SIGTERM or SIGINT stops gracefully: nothing new is
+    claimed, what runs gets worker.grace_seconds, the rest is given back. A second signal stops at once.
+    """
+    loaded = load_application(application) if application else None
+    run_async(_run(settings, loaded))
+
+
+async def _run(settings: Settings, application: Application | None) -> None:
+    engine = engine_of(settings)
+    sender = HttpSender(deadline_seconds=settings.webhooks.timeout_seconds)
+    stop = asyncio.Event()
+    _stop_on_signals(stop)
+    try:
+        await require_head(engine)
+        runtime = Runtime(settings, engine, sender, application=application)
+        log.info("worker.ready", pid=os.getpid(), database=engine.dialect.name)
+        await runtime.run(stop)
+    finally:
+        await sender.aclose()
+        await engine.dispose()
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+
+    def on_signal(name: str) -> None:
+        if stop.is_set():
+            # Whatever was running is rescued when its lease ends; that is what leases are for.
+            log.warning("worker.stopped_at_once", signal=name)
+            os._exit(1)
+        log.info("worker.stopping", signal=name)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number.name)

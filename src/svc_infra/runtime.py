@@ -1,0 +1,136 @@
+"""The composition root: settings in; queue, worker, scheduler, relay and sender out, wired together.
+
+``worker.py run`` and the simulation use this one wiring with different clocks (docs/adr/0010).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from svc_infra.application import Application
+from svc_infra.billing import jobs as billing_jobs
+from svc_infra.billing import runs
+from svc_infra.clock import Clock, SystemClock
+from svc_infra.config import Settings, WorkerSettings
+from svc_infra.db.outbox import SqlOutboxStore
+from svc_infra.db.session import make_session_factory
+from svc_infra.jobs.handlers import Handlers
+from svc_infra.jobs.job import JobState
+from svc_infra.jobs.maintenance import Maintenance
+from svc_infra.jobs.schedule_store import SqlScheduleStore
+from svc_infra.jobs.scheduler import Schedule, Scheduler
+from svc_infra.jobs.sql import SqlJobQueue
+from svc_infra.jobs.worker import Worker
+from svc_infra.webhooks.deliverer import Deliverer, Sender
+from svc_infra.webhooks.delivery import RetrySchedule
+from svc_infra.webhooks.endpoints import SqlWebhookEndpoints
+from svc_infra.webhooks.relay import Relay
+from svc_infra.webhooks.service import WebhookService
+
+
+class Runtime:
+    """Everything that a worker process runs, on one database and one clock.
+
+    The engine and the sender belong to the caller, who closes them.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: AsyncEngine,
+        sender: Sender,
+        *,
+        clock: Clock | None = None,
+        application: Application | None = None,
+        schedules_start_at: datetime | None = None,
+    ) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.clock: Clock = clock or SystemClock()
+        self.session_factory = make_session_factory(engine)
+        self.queue = SqlJobQueue(self.session_factory, clock=self.clock)
+        retry_schedule = RetrySchedule(settings.webhooks.retry_seconds)
+        self.webhooks = WebhookService(
+            outbox=SqlOutboxStore(),
+            subs=SqlWebhookEndpoints(self.session_factory),
+            clock=self.clock,
+            sender=sender,
+            schedule=retry_schedule,
+        )
+        self.deliverer = Deliverer(
+            self.session_factory,
+            sender,
+            self.clock,
+            schedule=retry_schedule,
+            lease_seconds=settings.webhooks.lease_seconds,
+            send_seconds=settings.webhooks.timeout_seconds,
+            in_flight=settings.webhooks.in_flight,
+            per_endpoint=settings.webhooks.in_flight_per_endpoint,
+            poll_seconds=settings.webhooks.poll_seconds,
+        )
+        self.relay = Relay(
+            self.session_factory,
+            self.clock,
+            poll_seconds=settings.webhooks.poll_seconds,
+            on_relayed=self.deliverer.wake,
+        )
+        application = application or Application()
+        self.handlers = self._handlers(application)
+        self.worker = self._worker()
+        self.scheduler = Scheduler(
+            SqlScheduleStore(self.session_factory),
+            [*default_schedules(settings), *application.schedules],
+            clock=self.clock,
+            start_at=schedules_start_at,
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run until ``stop`` is set, then end each part gracefully."""
+        async with asyncio.TaskGroup() as parts:
+            parts.create_task(self.worker.run(stop))
+            if self.settings.scheduler.is_enabled:
+                parts.create_task(self.scheduler.run(stop, poll_seconds=self.settings.scheduler.poll_seconds))
+            parts.create_task(self.relay.run(stop))
+            parts.create_task(self.deliverer.run(stop))
+
+    def _handlers(self, application: Application) -> Handlers:
+        handlers = Handlers(self.session_factory, clock=self.clock)
+        billing_jobs.register(handlers, self.webhooks, clock=self.clock)
+        runs.register(handlers, clock=self.clock, default_currency=self.settings.billing.currency)
+        handlers.include(application.handlers)
+        return handlers
+
+    def _worker(self) -> Worker:
+        worker = self.settings.worker
+        is_sqlite = self.engine.dialect.name == "sqlite"
+        return Worker(
+            self.queue,
+            self.handlers,
+            clock=self.clock,
+            # SQLite has one writer: more transactions at once would only wait for it.
+            concurrency=1 if is_sqlite else worker.concurrency,
+            lease_seconds=worker.lease_seconds,
+            poll_seconds=worker.poll_seconds,
+            grace_seconds=worker.grace_seconds,
+            maintenance=Maintenance(self.queue, clock=self.clock, retention=_retention(worker)),
+        )
+
+
+def default_schedules(settings: Settings) -> Sequence[Schedule]:
+    """The schedules of billing, as the settings time them."""
+    scheduler = settings.scheduler
+    return runs.default_schedules(
+        daily_cron=scheduler.daily_cron, monthly_cron=scheduler.monthly_cron, timezone=scheduler.timezone
+    )
+
+
+def _retention(worker: WorkerSettings) -> dict[JobState, timedelta]:
+    return {
+        JobState.COMPLETED: timedelta(days=worker.completed_retention_days),
+        JobState.CANCELLED: timedelta(days=worker.cancelled_retention_days),
+        JobState.DISCARDED: timedelta(days=worker.discarded_retention_days),
+    }
