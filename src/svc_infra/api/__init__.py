@@ -1,0 +1,1 @@
+"""What an application mounts: the HTTP edge of billing, webhooks and jobs (extra ``api``)."""

@@ -1,0 +1,1 @@
+"""The FastAPI parts: routers, dependencies and middleware."""

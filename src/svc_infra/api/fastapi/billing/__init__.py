@@ -1,0 +1,1 @@
+"""Billing over HTTP: usage in, daily totals out."""

@@ -1,0 +1,147 @@
+"""What routes depend on: who is asking, and where the sessions come from."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+from fastapi import Depends, HTTPException, Request
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+from svc_infra.clock import Clock
+from svc_infra.config import DatabaseSettings, load_settings
+from svc_infra.db.session import make_engine, make_session_factory
+from svc_infra.exceptions import InvalidSettings
+
+SessionFactory: TypeAlias = async_sessionmaker[AsyncSession]
+
+BILLING_SCOPES = frozenset({"billing.read", "billing.write"})
+_SETTINGS_FILE = Path("config/worker.toml")  # the worker reads it too, and both must see one database
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is asking, after authentication: one tenant, and what may be done in its name.
+
+    ``scopes`` are ``billing.read`` and ``billing.write``; unless given, both.
+    """
+
+    tenant_id: str
+    scopes: frozenset[str] = BILLING_SCOPES
+
+
+PrincipalSource: TypeAlias = Callable[[Request], Principal | Awaitable[Principal | None] | None]
+
+
+class Database:
+    """The database of one application: its engine is made by the first request and ends with the app."""
+
+    def __init__(self, session_factory: SessionFactory | None = None) -> None:
+        self._settings: DatabaseSettings | None = None
+        if session_factory is None:
+            # Loaded now, so that a wrong setting stops the start and not the first customer.
+            self._settings = load_settings(_SETTINGS_FILE if _SETTINGS_FILE.is_file() else None).database
+        self._factory = session_factory
+        self._engine: AsyncEngine | None = None
+
+    @property
+    def session_factory(self) -> SessionFactory:
+        """The factory of sessions; the first use makes the engine where the settings name the database."""
+        if self._factory is None:
+            assert self._settings is not None  # the constructor saw to it
+            self._engine = make_engine(**self._settings.model_dump())
+            self._factory = make_session_factory(self._engine)
+        return self._factory
+
+    async def close(self) -> None:
+        """Close the connections, unless the sessions are the caller's own; a later request opens new ones."""
+        if self._engine is not None:
+            engine, self._engine, self._factory = self._engine, None, None
+            await engine.dispose()
+
+
+@dataclass(frozen=True, slots=True)
+class ApiContext:
+    """What ``add_billing`` leaves in ``app.state.svc_infra`` for the dependencies."""
+
+    database: Database
+    principal: PrincipalSource | None
+    clock: Clock
+
+
+async def find_principal(request: Request) -> Principal | None:
+    """Return who is asking as the application says, None when it knows nobody.
+
+    Asked is the ``principal`` given to ``add_billing``, or without one ``request.state.principal``, which
+    the application's own middleware sets. No header is believed here.
+
+    Raises:
+        InvalidSettings: the application said something else than a ``Principal``.
+    """
+    context = _context_of(request)
+    if context is not None and context.principal is not None:
+        answer = context.principal(request)
+        found = await answer if inspect.isawaitable(answer) else answer
+    else:
+        found = getattr(request.state, "principal", None)
+    if found is not None and not isinstance(found, Principal):
+        raise InvalidSettings(f"the principal is a {type(found).__name__}; make it a Principal(tenant_id, …)")
+    return found
+
+
+async def get_principal(request: Request) -> Principal:
+    """Depend on an authenticated caller; ``app.dependency_overrides`` may replace this.
+
+    Raises:
+        HTTPException: 401, nobody is known for this request.
+    """
+    found = await find_principal(request)
+    if found is None:
+        raise HTTPException(
+            401, "This request names no authenticated caller.", headers={"WWW-Authenticate": "Bearer"}
+        )
+    return found
+
+
+CurrentPrincipal = Annotated[Principal, Depends(get_principal)]
+
+
+def require_scope(scope: str) -> Callable[[Principal], Awaitable[Principal]]:
+    """Return a dependency on a caller who has ``scope``; it answers 403 to others."""
+
+    async def principal_with_scope(principal: CurrentPrincipal) -> Principal:
+        if scope not in principal.scopes:
+            raise HTTPException(403, f"This needs the scope {scope}.")
+        return principal
+
+    return principal_with_scope
+
+
+async def get_session_factory(request: Request) -> SessionFactory:
+    """Depend on the factory of sessions; each unit of work opens one and commits before it answers.
+
+    Raises:
+        InvalidSettings: ``add_billing`` was not called for this application.
+    """
+    return _context(request).database.session_factory
+
+
+async def get_clock(request: Request) -> Clock:
+    """Depend on the application's business time."""
+    return _context(request).clock
+
+
+def _context(request: Request) -> ApiContext:
+    context = _context_of(request)
+    if context is None:
+        raise InvalidSettings("this application has no database of ours; call add_billing(app) first")
+    return context
+
+
+def _context_of(request: Request) -> ApiContext | None:
+    # By way of the scope: a middleware around the whole application comes before there is a request.app.
+    context = getattr(getattr(request.scope.get("app"), "state", None), "svc_infra", None)
+    return context if isinstance(context, ApiContext) else None

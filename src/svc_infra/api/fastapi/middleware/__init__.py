@@ -1,0 +1,1 @@
+"""Middleware and error handlers that an application puts around its routes."""
