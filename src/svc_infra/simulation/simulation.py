@@ -1,0 +1,81 @@
+"""Simulated time: the real scheduler, worker, relay and sender, with the clock moved from fire to fire."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from svc_infra.clock import FixedClock
+from svc_infra.jobs.job import JobState
+from svc_infra.jobs.models import JobRow
+from svc_infra.runtime import Runtime
+from svc_infra.webhooks.delivery import DeliveryState
+from svc_infra.webhooks.models import DeliveryRow
+
+
+class Simulation:
+    """A runtime whose business time moves only when everything that is due has been done.
+
+    ``on_fire`` is told each instant at which something fired, after its work is done.
+    """
+
+    def __init__(
+        self, runtime: Runtime, clock: FixedClock, *, on_fire: Callable[[datetime], None] | None = None
+    ) -> None:
+        self._runtime = runtime
+        self._clock = clock
+        self._on_fire = on_fire or (lambda _at: None)
+
+    async def advance_to(self, until: datetime) -> None:
+        """Move the clock to ``until``, stopping at every fire and every retry on the way."""
+        await self._settle()
+        while True:
+            next_at = await self._next_instant()
+            if next_at is None or next_at > until:
+                break
+            self._clock.set(max(next_at, self._clock.now()))
+            await self._runtime.scheduler.tick()
+            await self._settle()
+            self._on_fire(next_at)
+        self._clock.set(until)
+
+    async def _settle(self) -> None:
+        """Work until nothing is due: jobs make messages, messages make deliveries, side by side."""
+        while await self._work_once():
+            pass
+
+    async def _work_once(self) -> int:
+        jobs = await self._runtime.worker.drain()
+        relayed = await self._drain_relay()
+        delivered = await self._runtime.deliverer.drain()
+        return jobs + relayed + delivered
+
+    async def _drain_relay(self) -> int:
+        relayed = 0
+        while relayed_now := await self._runtime.relay.run_once():
+            relayed += relayed_now
+        return relayed
+
+    async def _next_instant(self) -> datetime | None:
+        """The next fire, or an earlier retry of a job or a delivery."""
+        async with self._runtime.session_factory() as session:
+            retries = [
+                await _earliest(session, JobRow, JobState.AVAILABLE),
+                await _earliest(session, DeliveryRow, DeliveryState.PENDING),
+            ]
+        instants = [at for at in (*retries, await self._next_fire()) if at is not None]
+        return min(instants, default=None)
+
+    async def _next_fire(self) -> datetime | None:
+        fire_at = self._runtime.scheduler.next_fire()
+        return await fire_at if asyncio.iscoroutine(fire_at) else fire_at
+
+
+async def _earliest(
+    session: AsyncSession, table: type[JobRow] | type[DeliveryRow], state: str
+) -> datetime | None:
+    return await session.scalar(select(func.min(table.run_at)).where(table.state == str(state)))
