@@ -181,15 +181,19 @@ def upgrade() -> None:
         sa.Column("currency", sa.String(length=3), nullable=False),
         sa.Column("model", sa.String(length=40), nullable=False),
         sa.Column("unit_amount", quantity(38, 18), nullable=True),
-        sa.Column("tiers", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("metric", sa.String(length=200), nullable=True),
         sa.Column("recurring_interval", sa.String(length=8), nullable=True),
+        sa.Column("terms", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint("(model = 'fixed') = (metric IS NULL)", name=op.f("ck_prices_metric")),
         sa.CheckConstraint(
-            "(model = 'graduated') = (unit_amount IS NULL)", name=op.f("ck_prices_unit_amount")
+            "(model IN ('fixed', 'per_unit', 'package')) = (unit_amount IS NOT NULL)",
+            name=op.f("ck_prices_unit_amount"),
         ),
-        sa.CheckConstraint("model IN ('fixed', 'per_unit', 'graduated')", name=op.f("ck_prices_model")),
+        sa.CheckConstraint(
+            "model IN ('fixed', 'per_unit', 'graduated', 'volume', 'package', 'percentage', 'graduated_percentage')",
+            name=op.f("ck_prices_model"),
+        ),
         sa.ForeignKeyConstraint(["plan_id"], ["plans.id"], name="fk_prices_plan_id_plans"),
         sa.PrimaryKeyConstraint("id", name="pk_prices"),
     )

@@ -13,8 +13,7 @@ from sqlalchemy.orm import Session
 from svc_infra.billing.catalog import Catalog, PlanSpec, PriceSpec
 from svc_infra.billing.first_use import ready
 from svc_infra.billing.models import Plan, PlanEntitlement, Price
-from svc_infra.billing.rating import PriceTerms, tiers_to_snapshot
-from svc_infra.canonical import canonical_decimal
+from svc_infra.billing.rating import PriceModel, PriceTerms
 from svc_infra.db.base import new_id
 from svc_infra.exceptions import InvalidCatalog
 
@@ -60,12 +59,16 @@ def default_plan(session: Session) -> Plan | None:
 
 def price_terms(price: Price) -> PriceTerms:
     """The terms of a stored price."""
-    snapshot = {name: getattr(price, name) for name in ("key", "currency", "model")}
-    for name in ("unit_amount", "tiers", "metric", "recurring_interval"):
-        value = getattr(price, name)
-        if value is not None:
-            snapshot[name] = canonical_decimal(value) if name == "unit_amount" else value
-    return PriceTerms.from_snapshot(snapshot)
+    if price.terms is not None:
+        return PriceTerms.from_snapshot(price.terms)
+    return PriceTerms(
+        key=price.key,
+        currency=price.currency,
+        model=PriceModel(price.model),
+        unit_amount=price.unit_amount,
+        metric=price.metric,
+        recurring_interval=price.recurring_interval,
+    )
 
 
 def _lock_catalog(session: Session) -> None:
@@ -115,9 +118,9 @@ def _apply_prices(
         wanted = {
             "model": terms.model.value,
             "unit_amount": terms.unit_amount,
-            "tiers": tiers_to_snapshot(terms.tiers) or None,
             "metric": terms.metric,
             "recurring_interval": terms.recurring_interval,
+            "terms": terms.to_snapshot(),
         }
         known[identity] = _put(session, known.get(identity), new, wanted, _price_name(spec), changes)
     _refuse_second_prices(known.values(), {plan.id: plan.key for plan in plans.values()})

@@ -19,7 +19,8 @@ from svc_infra.billing.periods import Period, active_ratio, local_day, month_bou
 from svc_infra.billing.rating import PriceTerms, rate
 from svc_infra.exceptions import AmbiguousPrice
 
-_ONE = Decimal(1)
+_ZERO, _ONE = Decimal(0), Decimal(1)
+_WHOLE = Fraction(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +94,21 @@ def rate_lines(
 ) -> list[Line]:
     """The lines of an invoice; ``quantities`` are the sums of usage by position in ``plans``.
 
-    A fixed price is charged for its share of each calendar month. A metric without usage has no line.
+    A fixed price is charged for its share of each calendar month, and so is the minimum of a usage price. A
+    metric without usage has no line, unless its price costs something without.
 
     Raises:
         AmountTooLarge: an amount does not fit 64-bit minor units.
     """
     lines = []
     for position, plan in enumerate(plans):
-        if plan.price.terms.metric is None:
-            lines.append(Line(plan, _ONE, _fixed_amount(plan.price.terms, plan.period, zone)))
-        elif quantity := quantities.get(position):
-            lines.append(Line(plan, quantity, rate(plan.price.terms, quantity).amount))
+        terms = plan.price.terms
+        if terms.metric is None:
+            lines.append(Line(plan, _ONE, _fixed_amount(terms, plan.period, zone)))
+        elif (quantity := quantities.get(position)) or terms.bills_zero_usage:
+            quantity = quantity or _ZERO
+            share = months_in(plan.period, zone) if terms.minimum_amount else _WHOLE
+            lines.append(Line(plan, quantity, rate(terms, quantity, minimum_ratio=share).amount))
     return lines
 
 

@@ -6,7 +6,7 @@ in ``usage_events`` and *money in integer minor units* in ``invoice_lines``.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ExcludeConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from svc_infra.db.base import TENANT_ID_LENGTH, Base, IdText, Quantity, UtcDateTime
+from svc_infra.db.base import TENANT_ID_LENGTH, Base, IdText, Quantity, UtcDateTime, new_id
 
 METRIC_LENGTH = 200
 KEY_LENGTH = 255
@@ -37,6 +37,15 @@ CALENDAR_CYCLE = "calendar"
 
 TenantText = String(TENANT_ID_LENGTH)
 MetricText = String(METRIC_LENGTH)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _model_of_columns(context: Any) -> str:
+    """What a price is that was stored with the specification's columns only."""
+    return "fixed" if context.get_current_parameters().get("metric") is None else "per_unit"
 
 
 class Tenant(Base):
@@ -53,7 +62,7 @@ class Tenant(Base):
     late_policy: Mapped[str] = mapped_column(String(16), default="carry_forward")
     grace_seconds: Mapped[int] = mapped_column(Integer, default=0)
     number_series: Mapped[str] = mapped_column(String(40), default="INV")
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
 
 
 class UsageEvent(Base):
@@ -66,14 +75,14 @@ class UsageEvent(Base):
         Index("ix_usage_events_tenant_id", "tenant_id", "metric", "at_ts"),
     )
 
-    id: Mapped[str] = mapped_column(IdText)
+    id: Mapped[str] = mapped_column(IdText, default=new_id)
     tenant_id: Mapped[str] = mapped_column(TenantText)
     metric: Mapped[str] = mapped_column(MetricText)
     amount: Mapped[Decimal] = mapped_column(Quantity)
     at_ts: Mapped[datetime] = mapped_column(UtcDateTime)
     idempotency_key: Mapped[str] = mapped_column(String(KEY_LENGTH))
     metadata_json: Mapped[str | None] = mapped_column(Text)
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
 
 
 class UsageDirtyDay(Base):
@@ -116,7 +125,7 @@ class UsageAggregate(Base):
         ),
     )
 
-    id: Mapped[str] = mapped_column(IdText)
+    id: Mapped[str] = mapped_column(IdText, default=new_id)
     tenant_id: Mapped[str] = mapped_column(TenantText)
     metric: Mapped[str] = mapped_column(MetricText)
     period_start: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -124,7 +133,7 @@ class UsageAggregate(Base):
     granularity: Mapped[str] = mapped_column(String(8), default="day")
     total: Mapped[Decimal] = mapped_column(Quantity(50))
     is_published: Mapped[bool] = mapped_column(Boolean, default=False)
-    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
 
 
 class Plan(Base):
@@ -142,12 +151,12 @@ class Plan(Base):
         ),
     )
 
-    id: Mapped[str] = mapped_column(IdText, primary_key=True)
+    id: Mapped[str] = mapped_column(IdText, primary_key=True, default=new_id)
     key: Mapped[str] = mapped_column(String(100))
     name: Mapped[str] = mapped_column(String(200))
     description: Mapped[str] = mapped_column(Text, default="")
     is_default: Mapped[bool] = mapped_column(Boolean, default=False)
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
 
 
 class PlanEntitlement(Base):
@@ -159,12 +168,12 @@ class PlanEntitlement(Base):
         CheckConstraint("\"window\" IN ('day', 'month')", name="window"),
     )
 
-    id: Mapped[str] = mapped_column(IdText, primary_key=True)
+    id: Mapped[str] = mapped_column(IdText, primary_key=True, default=new_id)
     plan_id: Mapped[str] = mapped_column(ForeignKey("plans.id"))
     key: Mapped[str] = mapped_column(MetricText)
     limit_per_window: Mapped[int] = mapped_column(BigInteger)
     window: Mapped[str] = mapped_column(String(8))
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
 
 
 class Subscription(Base):
@@ -177,25 +186,33 @@ class Subscription(Base):
         UniqueConstraint("tenant_id", "plan_id", "effective_at", name="uq_subscriptions_effective_at"),
     )
 
-    id: Mapped[str] = mapped_column(IdText)
+    id: Mapped[str] = mapped_column(IdText, default=new_id)
     tenant_id: Mapped[str] = mapped_column(TenantText)
     plan_id: Mapped[str] = mapped_column(ForeignKey("plans.id"))
     effective_at: Mapped[datetime] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
 
 
 class Price(Base):
     """What a plan, or every tenant (no ``plan_id``), is charged for a metric or per month.
 
-    ``unit_amount`` is in minor units and may have a fraction; it is never rounded itself.
+    ``unit_amount`` is in minor units and may have a fraction; it is never rounded itself. ``terms`` is the
+    whole price as ``PriceTerms.to_snapshot`` writes it, the columns beside it are for reading and joining; a
+    row without terms is a fixed price, or one per unit of its metric.
     """
 
     __tablename__ = "prices"
     __table_args__ = (
-        CheckConstraint("model IN ('fixed', 'per_unit', 'graduated')", name="model"),
+        CheckConstraint(
+            "model IN ('fixed', 'per_unit', 'graduated', 'volume', 'package', 'percentage', "
+            "'graduated_percentage')",
+            name="model",
+        ),
         CheckConstraint("(model = 'fixed') = (metric IS NULL)", name="metric"),
-        CheckConstraint("(model = 'graduated') = (unit_amount IS NULL)", name="unit_amount"),
+        CheckConstraint(
+            "(model IN ('fixed', 'per_unit', 'package')) = (unit_amount IS NOT NULL)", name="unit_amount"
+        ),
         Index(
             "uq_prices_plan_id",
             "plan_id",
@@ -215,16 +232,16 @@ class Price(Base):
         ),
     )
 
-    id: Mapped[str] = mapped_column(IdText, primary_key=True)
+    id: Mapped[str] = mapped_column(IdText, primary_key=True, default=new_id)
     plan_id: Mapped[str | None] = mapped_column(ForeignKey("plans.id"))
     key: Mapped[str] = mapped_column(String(100))
     currency: Mapped[str] = mapped_column(String(3))
-    model: Mapped[str] = mapped_column(String(40))
+    model: Mapped[str] = mapped_column(String(40), default=_model_of_columns)
     unit_amount: Mapped[Decimal | None] = mapped_column(Quantity(38, 18))
-    tiers: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
     metric: Mapped[str | None] = mapped_column(MetricText)
     recurring_interval: Mapped[str | None] = mapped_column(String(8))
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    terms: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
 
 
 class Invoice(Base):
@@ -259,7 +276,7 @@ class Invoice(Base):
         ).ddl_if(dialect="postgresql"),
     )
 
-    id: Mapped[str] = mapped_column(IdText)
+    id: Mapped[str] = mapped_column(IdText, default=new_id)
     tenant_id: Mapped[str] = mapped_column(TenantText)
     cycle: Mapped[str] = mapped_column(String(40), default=CALENDAR_CYCLE)
     kind: Mapped[str] = mapped_column(String(20), default="period")
@@ -271,7 +288,7 @@ class Invoice(Base):
     number: Mapped[int | None] = mapped_column(BigInteger)
     total_amount: Mapped[int] = mapped_column(BigInteger)
     provider_invoice_id: Mapped[str | None] = mapped_column(String(255))
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
     finalized_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
@@ -291,7 +308,7 @@ class InvoiceLine(Base):
         UniqueConstraint("tenant_id", "invoice_id", "position", name="uq_invoice_lines_position"),
     )
 
-    id: Mapped[str] = mapped_column(IdText)
+    id: Mapped[str] = mapped_column(IdText, default=new_id)
     tenant_id: Mapped[str] = mapped_column(TenantText)
     invoice_id: Mapped[str] = mapped_column(IdText)
     position: Mapped[int] = mapped_column(Integer)
@@ -305,7 +322,7 @@ class InvoiceLine(Base):
     quantity: Mapped[Decimal] = mapped_column(Quantity(50))
     amount: Mapped[int] = mapped_column(BigInteger)
     price_snapshot: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
 
 
 class InvoiceCounter(Base):

@@ -10,7 +10,13 @@ import re
 from decimal import (
     MAX_EMAX,
     MIN_EMIN,
+    ROUND_CEILING,
+    ROUND_DOWN,
+    ROUND_FLOOR,
+    ROUND_HALF_DOWN,
+    ROUND_HALF_EVEN,
     ROUND_HALF_UP,
+    ROUND_UP,
     Context,
     Decimal,
     DivisionByZero,
@@ -18,6 +24,7 @@ from decimal import (
     InvalidOperation,
     Overflow,
 )
+from enum import StrEnum
 from fractions import Fraction
 
 from svc_infra.exceptions import AmountTooLarge, InvalidCurrency
@@ -33,6 +40,8 @@ MONEY_CONTEXT = Context(
 )
 
 MAX_MINOR = 2**63 - 1
+
+_HALF = Fraction(1, 2)
 
 _DECIMAL_TEXT = re.compile(r"[+-]?(?:([0-9]+)(?:\.([0-9]*))?|\.([0-9]+))")
 
@@ -64,6 +73,46 @@ def round_half_away(value: Decimal | Fraction | int) -> int:
     # Twice the value plus one half unit, floored: no second division and no float.
     rounded = (2 * abs(numerator) + denominator) // (2 * denominator)
     return rounded if numerator >= 0 else -rounded
+
+
+class RoundingMode(StrEnum):
+    """To which neighbour a number is rounded. Money takes HALF_AWAY; the others are for quantities."""
+
+    HALF_AWAY = "half_away_from_zero"
+    HALF_EVEN = "half_even"
+    HALF_DOWN = "half_down"  # a half towards zero
+    UP = "up"  # away from zero
+    DOWN = "down"  # towards zero
+    CEIL = "ceil"
+    FLOOR = "floor"
+
+
+_DECIMAL_ROUNDING = {
+    RoundingMode.HALF_AWAY: ROUND_HALF_UP,
+    RoundingMode.HALF_EVEN: ROUND_HALF_EVEN,
+    RoundingMode.HALF_DOWN: ROUND_HALF_DOWN,
+    RoundingMode.UP: ROUND_UP,
+    RoundingMode.DOWN: ROUND_DOWN,
+    RoundingMode.CEIL: ROUND_CEILING,
+    RoundingMode.FLOOR: ROUND_FLOOR,
+}
+
+
+def round_to(
+    value: Decimal | Fraction | int, places: int = 0, mode: RoundingMode = RoundingMode.HALF_AWAY
+) -> Decimal:
+    """Round to so many decimal places; a negative number of places rounds to tens, hundreds and so on."""
+    floor, rest = divmod(Fraction(value) * Fraction(10) ** places, 1)
+    # Whether the rest is nothing, less than a half, a half or more is all that a mode asks about it.
+    quarters = 0 if not rest else 1 if rest < _HALF else 2 if rest == _HALF else 3
+    stand_in = MONEY_CONTEXT.add(Decimal(floor), MONEY_CONTEXT.multiply(Decimal(quarters), Decimal("0.25")))
+    rounded = int(stand_in.to_integral_value(rounding=_DECIMAL_ROUNDING[mode], context=MONEY_CONTEXT))
+    return Decimal(rounded * 10**-places) if places < 0 else Decimal(rounded).scaleb(-places, MONEY_CONTEXT)
+
+
+def percent_of(amount: Decimal | Fraction | int, percent: Decimal) -> int:
+    """So many per cent of an amount of minor units, rounded once: a tax of a line, for one."""
+    return round_half_away(Fraction(amount) * Fraction(percent) / 100)
 
 
 def normalize_currency(code: str) -> str:

@@ -19,7 +19,7 @@ from svc_infra.exceptions import InvalidPeriod
 
 _DAY = timedelta(days=1)
 _SECOND = timedelta(seconds=1)
-_MONTHS_OF = {"month": 1, "quarter": 3, "year": 12}
+_MONTHS_OF = {"month": 1, "quarter": 3, "semiannual": 6, "year": 12}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -76,12 +76,12 @@ def day_bounds(day: date, zone: tzinfo) -> Period:
     """
     # A datetime is a date, too: an instant means the day that it falls on.
     local = local_day(day, zone) if isinstance(day, datetime) else day
-    return Period(_midnight(local, zone), _midnight(_next_day(local), zone))
+    return Period(midnight(local, zone), midnight(_next_day(local), zone))
 
 
 def floor_to_day(instant: datetime, zone: tzinfo) -> datetime:
     """The start of the local day that an aware instant falls on, in UTC."""
-    return _midnight(local_day(instant, zone), zone)
+    return midnight(local_day(instant, zone), zone)
 
 
 def is_local_midnight(instant: datetime, zone: tzinfo) -> bool:
@@ -95,7 +95,7 @@ def month_bounds(year: int, month: int, zone: tzinfo) -> Period:
         first = date(year, month, 1)
     except ValueError as error:
         raise InvalidPeriod(f"there is no month {month} of the year {year}") from error
-    return Period(_midnight(first, zone), _midnight(add_months(first, 1), zone))
+    return Period(midnight(first, zone), midnight(add_months(first, 1), zone))
 
 
 def previous_month(instant: datetime, zone: tzinfo) -> Period:
@@ -130,13 +130,16 @@ def add_months(anchor: date, months: int) -> date:
 def interval_start(anchor: date, interval: str, index: int) -> date:
     """The first day of period number ``index`` (from 0) of a cycle anchored at a date.
 
-    ``interval`` is ``week``, ``month``, ``quarter`` or ``year``; anything else is InvalidPeriod.
+    ``interval`` is ``day``, ``week``, ``month``, ``quarter``, ``semiannual`` or ``year``; anything else is
+    InvalidPeriod.
     """
-    if interval == "week":
-        return anchor + timedelta(weeks=index)
+    if interval in ("day", "week"):
+        return anchor + timedelta(days=index if interval == "day" else 7 * index)
     months = _MONTHS_OF.get(interval)
     if months is None:
-        raise InvalidPeriod(f"{interval!r} is not an interval; use week, month, quarter or year")
+        raise InvalidPeriod(
+            f"{interval!r} is not an interval; use day, week, month, quarter, semiannual or year"
+        )
     return add_months(anchor, months * index)
 
 
@@ -176,7 +179,7 @@ def _next_day(day: date) -> date:
         raise InvalidPeriod(f"the day after {day} is beyond the calendar") from error
 
 
-def _midnight(day: date, zone: tzinfo) -> datetime:
+def midnight(day: date, zone: tzinfo) -> datetime:
     """The instant, in UTC, at which a local date begins."""
     if zone is UTC:
         return datetime(day.year, day.month, day.day, tzinfo=UTC)

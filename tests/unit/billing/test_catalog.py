@@ -226,7 +226,7 @@ def test_an_entitlement_is_stated_once_per_window() -> None:
         (("unit_amount", 'model = "fixed"\nunit_amount'), "1: price 'calls': a fixed price has a recurring"),
         (
             ("unit_amount", 'recurring_interval = "year"\nunit_amount'),
-            "5: recurring_interval 'year' is not billed yet; use 'month'",
+            "1: price 'calls': usage is billed with the invoice of its period; leave recurring_interval out",
         ),
         (
             ("unit_amount", 'recurring_interval = "mont"\nunit_amount'),

@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 from svc_infra.billing.money import (
     MAX_MINOR,
     MONEY_CONTEXT,
+    RoundingMode,
     check_minor,
     currency_exponent,
     format_minor,
     normalize_currency,
     parse_decimal,
+    percent_of,
     round_half_away,
+    round_to,
 )
 from svc_infra.exceptions import AmountTooLarge, InvalidCurrency
 
@@ -165,3 +168,59 @@ def test_an_error_quotes_only_the_beginning_of_a_long_text() -> None:
     with pytest.raises(ValueError, match="is not a plain") as caught:
         parsed("x" * 10_000)
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("mode", "rounded"),
+    [
+        # of 2.5, -2.5, 3.5, 2.1, -2.1
+        ("half_away_from_zero", [3, -3, 4, 2, -2]),
+        ("half_even", [2, -2, 4, 2, -2]),
+        ("half_down", [2, -2, 3, 2, -2]),
+        ("up", [3, -3, 4, 3, -3]),
+        ("down", [2, -2, 3, 2, -2]),
+        ("ceil", [3, -2, 4, 3, -2]),
+        ("floor", [2, -3, 3, 2, -3]),
+    ],
+)
+def test_every_rounding_mode_is_the_one_of_its_name(mode: str, rounded: list[int]) -> None:
+    values = ("2.5", "-2.5", "3.5", "2.1", "-2.1")
+    assert [round_to(Fraction(value), mode=RoundingMode(mode)) for value in values] == rounded
+
+
+@pytest.mark.parametrize(
+    ("value", "places", "rounded"),
+    [
+        ("1.235", 2, "1.24"),
+        ("1234", -2, "1200"),
+        ("0.005", 2, "0.01"),
+        ("1", 2, "1.00"),
+        ("-0.004", 2, "0.00"),
+    ],
+)
+def test_rounding_to_places_gives_plain_digits(value: str, places: int, rounded: str) -> None:
+    assert str(round_to(Decimal(value), places)) == rounded
+
+
+@given(st.fractions(), st.integers(min_value=-3, max_value=6), st.sampled_from(RoundingMode))
+def test_a_rounded_number_is_less_than_a_step_away_and_stays(
+    value: Fraction, places: int, mode: RoundingMode
+) -> None:
+    rounded = round_to(value, places, mode)
+    assert abs(Fraction(rounded) - value) < Fraction(10) ** -places
+    assert round_to(rounded, places, mode) == rounded
+
+
+@given(st.fractions(), st.sampled_from(["half_away_from_zero", "half_even", "half_down", "up", "down"]))
+def test_a_negative_number_is_rounded_like_its_mirror_image(value: Fraction, mode: str) -> None:
+    mirrored, rounded = (round_to(number, 2, RoundingMode(mode)) for number in (-value, value))
+    assert Fraction(mirrored) == -Fraction(rounded)
+
+
+@given(st.fractions())
+def test_money_is_rounded_by_the_mode_half_away(value: Fraction) -> None:
+    assert round_half_away(value) == round_to(value)
+
+
+def test_a_percentage_of_an_amount_is_rounded_once() -> None:
+    assert [percent_of(amount, Decimal("7.25")) for amount in (12345, -12345, 0)] == [895, -895, 0]

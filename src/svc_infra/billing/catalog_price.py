@@ -1,0 +1,118 @@
+"""A price of the catalog file: which keys it has, and the terms that they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from svc_infra.billing.money import normalize_currency
+from svc_infra.billing.rating import (
+    PackageRounding,
+    PriceModel,
+    PriceTerms,
+    Tier,
+    ZeroUsagePolicy,
+    parse_tier_bound,
+    parse_unit_amount,
+)
+from svc_infra.billing.toml_table import KEY_LENGTH, METRIC_LENGTH, Table
+from svc_infra.exceptions import InvalidCurrency, InvalidPrice
+
+_PRICE_KEYS = (
+    *("key", "plan", "currency", "unit_amount", "metric", "model", "tiers", "recurring_interval", "advance"),
+    *("package_size", "package_rounding", "free_units", "percent"),
+    *("minimum_amount", "maximum_amount", "zero_usage_policy"),
+)
+_TIER_KEYS = ("up_to", "unit_amount", "percent", "flat_amount")
+_INTERVALS = ("month", "year")
+
+
+@dataclass(frozen=True, slots=True)
+class PriceSpec:
+    """A price as the file states it; without a plan it applies to every tenant."""
+
+    plan: str | None
+    terms: PriceTerms
+    line: int = field(compare=False)
+
+
+def read_price(table: Table) -> PriceSpec:
+    """The price of a ``[[prices]]`` table; InvalidCatalog for what cannot be billed."""
+    table.refuse_unknown_keys(_PRICE_KEYS)
+    key = table.required_text("key", KEY_LENGTH)
+    currency = table.required_text("currency", KEY_LENGTH)
+    try:
+        currency = normalize_currency(currency)
+    except InvalidCurrency as error:
+        raise table.error(str(error), "currency") from error
+    metric = table.text("metric", METRIC_LENGTH)
+    model = PriceModel(
+        table.choice("model", [known.value for known in PriceModel])
+        or (PriceModel.FIXED if metric is None else PriceModel.PER_UNIT)
+    )
+    policy = table.choice("zero_usage_policy", [known.value for known in ZeroUsagePolicy])
+    rounding = table.choice("package_rounding", [known.value for known in PackageRounding])
+    try:
+        terms = PriceTerms(
+            key=key,
+            currency=currency,
+            model=model,
+            unit_amount=table.amount("unit_amount", parse_unit_amount),
+            tiers=_tiers(table, is_percentage=model is PriceModel.GRADUATED_PERCENTAGE),
+            metric=metric,
+            recurring_interval=table.choice("recurring_interval", _INTERVALS),
+            zero_usage_policy=ZeroUsagePolicy(policy or ZeroUsagePolicy.BILL_NOTHING),
+            package_size=table.amount("package_size", parse_tier_bound),
+            package_rounding=PackageRounding(rounding or PackageRounding.UP),
+            free_units=table.amount("free_units", parse_tier_bound) or Decimal(0),
+            percent=table.amount("percent", parse_unit_amount),
+            minimum_amount=table.amount("minimum_amount", parse_unit_amount),
+            maximum_amount=table.amount("maximum_amount", parse_unit_amount),
+            is_advance=table.flag("advance"),
+        )
+    except InvalidPrice as error:
+        raise table.error(str(error)) from error
+    _refuse_unbilled(table, terms)
+    return PriceSpec(table.text("plan", KEY_LENGTH), terms, table.line())
+
+
+def _refuse_unbilled(table: Table, terms: PriceTerms) -> None:
+    """Refuse what rating knows and invoicing does not do yet: silence would bill it wrongly."""
+    if terms.recurring_interval == "year":
+        raise table.error("yearly prices are not billed yet; use a monthly one", "recurring_interval")
+    if terms.is_advance:
+        raise table.error("prices in advance are not billed yet; leave it out", "advance")
+
+
+def _tiers(price: Table, *, is_percentage: bool) -> tuple[Tier, ...]:
+    tables = price.tables("tiers")
+    reached = Decimal(0)
+    tiers = []
+    for position, table in enumerate(tables, start=1):
+        table.refuse_unknown_keys(_TIER_KEYS)
+        up_to = table.amount("up_to", parse_tier_bound)
+        if up_to is None and position < len(tables):
+            raise table.error("up_to is missing; only the last tier has none")
+        if up_to is not None and position == len(tables):
+            raise table.error("the last tier must have no up_to, so that it prices all the rest", "up_to")
+        if up_to is not None and up_to <= reached:
+            raise table.error(
+                f"up_to {up_to} must be more than {reached}, the end of the tier before", "up_to"
+            )
+        reached = up_to or reached
+        tiers.append(_tier(table, up_to, is_percentage))
+    return tuple(tiers)
+
+
+def _tier(table: Table, up_to: Decimal | None, is_percentage: bool) -> Tier:
+    """A tier with the price that its model has: a percentage, or an amount per unit."""
+    wanted, other = ("percent", "unit_amount") if is_percentage else ("unit_amount", "percent")
+    if other in table.values:
+        raise table.error(f"a tier of this model has {wanted} and no {other}", other)
+    price = table.amount(wanted, parse_unit_amount)
+    if price is None:
+        raise table.error(f'{wanted} is missing; a tier that costs nothing says {wanted} = "0"')
+    flat_amount = table.amount("flat_amount", parse_unit_amount) or Decimal(0)
+    if is_percentage:
+        return Tier(up_to, flat_amount=flat_amount, percent=price)
+    return Tier(up_to, price, flat_amount)
