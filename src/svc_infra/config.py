@@ -50,7 +50,7 @@ class SchedulerSettings(_Section):
     is_enabled: bool = True
     poll_seconds: float = Field(1.0, gt=0)
     daily_cron: str = "5 0 * * *"
-    monthly_cron: str = "15 0 1,2 * *"
+    monthly_cron: str = "15 0,12 1 * *"
     timezone: str = "UTC"
 
 
@@ -60,6 +60,9 @@ class WebhookSettings(_Section):
     timeout_seconds: float = Field(20.0, gt=0)
     poll_seconds: float = Field(1.0, gt=0)
     lease_seconds: float = Field(60.0, gt=0)
+    allow_http: bool = False
+    allow_ports: tuple[int, ...] = (443, 8443)
+    allow_networks: tuple[str, ...] = ()
     retry_seconds: tuple[float, ...] = (0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 
     @field_validator("lease_seconds")

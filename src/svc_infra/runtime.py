@@ -15,7 +15,7 @@ from svc_infra.application import Application
 from svc_infra.billing import jobs as billing_jobs
 from svc_infra.billing import runs
 from svc_infra.clock import Clock, SystemClock
-from svc_infra.config import Settings, WorkerSettings
+from svc_infra.config import Settings, WebhookSettings, WorkerSettings
 from svc_infra.db.outbox import SqlOutboxStore
 from svc_infra.db.session import make_session_factory
 from svc_infra.jobs.handlers import Handlers
@@ -28,8 +28,10 @@ from svc_infra.jobs.worker import Worker
 from svc_infra.webhooks.deliverer import Deliverer, Sender
 from svc_infra.webhooks.delivery import RetrySchedule
 from svc_infra.webhooks.endpoints import SqlWebhookEndpoints
+from svc_infra.webhooks.guard import PublicAddresses, UrlPolicy
 from svc_infra.webhooks.relay import Relay
 from svc_infra.webhooks.service import WebhookService
+from svc_infra.webhooks.transport import HttpSender
 
 
 class Runtime:
@@ -134,3 +136,12 @@ def _retention(worker: WorkerSettings) -> dict[JobState, timedelta]:
         JobState.CANCELLED: timedelta(days=worker.cancelled_retention_days),
         JobState.DISCARDED: timedelta(days=worker.discarded_retention_days),
     }
+
+
+def guarded_sender(webhooks: WebhookSettings) -> HttpSender:
+    """Make the sender that the settings describe: it reaches public addresses and what they allow."""
+    return HttpSender(
+        policy=PublicAddresses(webhooks.allow_networks),
+        urls=UrlPolicy(allow_http=webhooks.allow_http, ports=webhooks.allow_ports),
+        deadline_seconds=webhooks.timeout_seconds,
+    )

@@ -13,8 +13,7 @@ from svc_infra.application import Application, load_application
 from svc_infra.cli.context import engine_of, run_async, settings_options
 from svc_infra.config import Settings
 from svc_infra.db.migration import require_head
-from svc_infra.runtime import Runtime
-from svc_infra.webhooks.transport import HttpSender
+from svc_infra.runtime import Runtime, guarded_sender
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +35,7 @@ def run(settings: Settings, application: str | None) -> None:
 
 async def _run(settings: Settings, application: Application | None) -> None:
     engine = engine_of(settings)
-    sender = HttpSender(deadline_seconds=settings.webhooks.timeout_seconds)
+    sender = guarded_sender(settings.webhooks)
     stop = asyncio.Event()
     _stop_on_signals(stop)
     try:

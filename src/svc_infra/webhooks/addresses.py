@@ -26,7 +26,7 @@ class AddressPolicy(Protocol):
 
 
 class AllowEveryAddress:
-    """The policy that refuses nothing: right for a trusted network, tests and demos."""
+    """The policy that refuses nothing, for a sender whose way out is guarded by other means."""
 
     def allow_address(self, address: IPAddress) -> bool:
         """Allow it."""
@@ -79,7 +79,10 @@ class Resolver:
             answers = await asyncio.shield(self._look_up_once(host, port))
         except (OSError, UnicodeError) as error:
             raise httpcore.ConnectError("the host name could not be resolved") from error
-        addresses = [ip_address(answer) for answer in dict.fromkeys(answers)]
+        try:
+            addresses = [ip_address(answer) for answer in dict.fromkeys(answers)]
+        except ValueError as error:
+            raise httpcore.ConnectError("the host name has an address that cannot be read") from error
         if not addresses:
             raise httpcore.ConnectError("the host name has no address")
         return addresses

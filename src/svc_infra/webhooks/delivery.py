@@ -42,6 +42,7 @@ class AttemptOutcome(StrEnum):
     REFUSED_ADDRESS = "refused_address"
     TLS_ERROR = "tls_error"
     PROTOCOL_ERROR = "protocol_error"
+    INVALID_REQUEST = "invalid_request"
 
 
 _SEND_FAILURES = frozenset(
@@ -51,6 +52,7 @@ _SEND_FAILURES = frozenset(
         AttemptOutcome.REFUSED_ADDRESS,
         AttemptOutcome.TLS_ERROR,
         AttemptOutcome.PROTOCOL_ERROR,
+        AttemptOutcome.INVALID_REQUEST,
     }
 )
 
@@ -92,8 +94,9 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class SendFailure:
-    """There was no answer. ``reason`` is one of timeout, connect_error, refused_address, tls_error and
-    protocol_error; ``detail`` is for people and names no internal address."""
+    """There was no answer. ``reason`` is one of timeout, connect_error, refused_address, tls_error,
+    protocol_error and invalid_request (the endpoint's URL or headers may not be sent); ``detail`` is for
+    people and names no internal address."""
 
     reason: str
     detail: str
@@ -182,7 +185,9 @@ def judge(
     """Decide what becomes of a delivery after attempt number ``attempt`` (from 1) ended with ``result``.
 
     Only 2xx is success; a redirect is a failure and never followed; 410 ends the delivery and disables the
-    endpoint; all else is tried again until the schedule is used up, because configuration errors get fixed.
+    endpoint; all else is tried again until the schedule is used up. That goes for what never left the process
+    too (``invalid_request``, ``refused_address``): the endpoint is read anew for each attempt, so that a
+    corrected URL or an opened network delivers what waits, and until then the outcome tells what to correct.
     Retry-After, as seconds or as a date, is a floor for the wait, counted up to 24 hours. ``now`` is the time
     that ``run_at`` is in; a Retry-After date is compared with ``wall_now`` where that is another clock.
     """

@@ -15,9 +15,14 @@ from typing import Any, cast
 
 import httpcore
 
-from svc_infra.webhooks.addresses import AddressPolicy, AllowEveryAddress, IPAddress, Resolver, vet
+from svc_infra.webhooks.addresses import AddressPolicy, IPAddress, Resolver, vet
+from svc_infra.webhooks.guard import PublicAddresses
 
 _BUFFER_BYTES = 64 * 1024
+_READ_BYTES_OF_A_HEAD = 4 * 1024
+
+MAX_HEAD_BYTES = 16 * 1024
+"""So much may come before an answer's head is complete, interim (1xx) answers included."""
 
 
 class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
@@ -38,6 +43,7 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._reader: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
         self.received_bytes = 0
+        self._head_bytes_left: int | None = None
         self.closed: asyncio.Future[None] = self._loop.create_future()
 
     # --- called by the event loop -------------------------------------------------------------------------
@@ -114,6 +120,8 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         if not self._received and not self._ended:
             await self._wait_for_data(timeout)
         if self._received:
+            if self._head_bytes_left is not None:
+                max_bytes = await self._share_of_the_head(max_bytes)
             data = bytes(self._received[:max_bytes])
             del self._received[:max_bytes]
             if self._reading_paused and self._transport is not None:
@@ -123,6 +131,29 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         if self._error is not None:
             raise httpcore.ReadError(_without_address(self._error)) from self._error
         return b""
+
+    def expect_head(self) -> None:
+        """Bound what is read from here until ``head_is_read``."""
+        self._head_bytes_left = MAX_HEAD_BYTES
+
+    def head_is_read(self) -> None:
+        """Lift the bound: what follows is the body, and whoever reads it has limits of its own."""
+        self._head_bytes_left = None
+
+    async def _share_of_the_head(self, max_bytes: int) -> int:
+        """Return how much of what has arrived may be parsed at once while the head is not complete.
+
+        A peer can send interim answers without end. httpcore parses all that it is given without a pause, so
+        it is given little, and the other tasks get their turn in between.
+        """
+        assert self._head_bytes_left is not None
+        if self._head_bytes_left <= 0:
+            raise httpcore.RemoteProtocolError(f"no answer within {MAX_HEAD_BYTES:,} bytes of headers")
+        if self._head_bytes_left < MAX_HEAD_BYTES:
+            await asyncio.sleep(0)
+        share = min(max_bytes, _READ_BYTES_OF_A_HEAD)
+        self._head_bytes_left -= min(share, len(self._received))
+        return share
 
     async def _wait_for_data(self, timeout: float | None) -> None:
         self._reader = self._loop.create_future()
@@ -208,6 +239,7 @@ async def open_stream(address: IPAddress, port: int) -> SocketStream:
 class Dialer(httpcore.AsyncNetworkBackend):
     """Resolves a host once, lets the policy vet every answer, and dials the vetted addresses in turn.
 
+    Unless a policy is given, only public addresses are dialled.
     ``connect_seconds`` bounds each address, so that one that does not answer leaves time for the next.
     """
 
@@ -219,7 +251,7 @@ class Dialer(httpcore.AsyncNetworkBackend):
         open_stream: OpenStream = open_stream,
         connect_seconds: float = 5.0,
     ) -> None:
-        self._policy = AllowEveryAddress() if policy is None else policy
+        self._policy = PublicAddresses() if policy is None else policy
         self._resolver = Resolver() if resolver is None else resolver
         self._open_stream = open_stream
         self._connect_seconds = connect_seconds

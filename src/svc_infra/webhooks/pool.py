@@ -131,11 +131,13 @@ class ConnectionPool:
         self._dialer.close()
 
     async def _exchange(self, connection: _Connection, request: httpcore.Request) -> Exchange:
+        connection.stream.expect_head()
         try:
             response = await connection.http.handle_async_request(request)
         except BaseException:
             connection.stream.abort()
             raise
+        connection.stream.head_is_read()
         return Exchange(self, connection, response)
 
     async def _connect(self, key: OriginKey) -> _Connection:

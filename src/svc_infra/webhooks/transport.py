@@ -17,10 +17,11 @@ from typing import cast
 import httpcore
 import httpx
 
-from svc_infra.exceptions import AddressRefused, InvalidEndpoint
+from svc_infra.exceptions import AddressRefused, InvalidEndpoint, InvalidSettings
 from svc_infra.webhooks.addresses import AddressPolicy
 from svc_infra.webhooks.delivery import Answer, OutgoingRequest, SendFailure
 from svc_infra.webhooks.dialer import Dialer
+from svc_infra.webhooks.guard import UrlPolicy
 from svc_infra.webhooks.pool import ConnectionPool, Exchange
 
 MAX_BODY_BYTES = 16 * 1024
@@ -29,6 +30,7 @@ MAX_BODY_BYTES = 16 * 1024
 MAX_EXCERPT_BYTES = 1024
 """So much of an answer is kept."""
 
+_MAX_PIECES = 512
 _MAX_TEXT = 200
 _HTTPCORE_ERRORS = (
     httpcore.TimeoutException,
@@ -48,16 +50,27 @@ class HttpSender:
     Everything from the look-up of the host to the last byte of the answer takes place within
     ``deadline_seconds``: a time-out per read would let a server that drips bytes hold a delivery for ever.
     Redirects are answers like any other. Close it with ``aclose``.
+
+    It sends to https URLs on public addresses only; ``policy`` and ``urls`` say otherwise where that is
+    meant, as on loopback in tests (``svc_infra.testing.webhooks.loopback_sender``). A ``pool`` comes with the
+    policy of its dialer.
+
+    Raises:
+        InvalidSettings: both a pool and an address policy are given, of which one would be ignored.
     """
 
     def __init__(
         self,
         *,
         policy: AddressPolicy | None = None,
+        urls: UrlPolicy | None = None,
         deadline_seconds: float = 15.0,
         pool: ConnectionPool | None = None,
     ) -> None:
+        if pool is not None and policy is not None:
+            raise InvalidSettings("give the address policy to the dialer of the pool, or leave the pool out")
         self._pool = ConnectionPool(Dialer(policy)) if pool is None else pool
+        self._urls = UrlPolicy() if urls is None else urls
         self._deadline_seconds = deadline_seconds
 
     async def send(self, request: OutgoingRequest) -> Answer | SendFailure:
@@ -65,7 +78,7 @@ class HttpSender:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self._deadline_seconds):
-                exchange = await self._pool.send(_encode(request))
+                exchange = await self._pool.send(_encode(request, self._urls))
                 try:
                     excerpt = await _read_excerpt(exchange)
                 finally:
@@ -82,28 +95,23 @@ class HttpSender:
 
 
 @lru_cache(maxsize=4096)
-def _target(url: str) -> tuple[httpcore.URL, bytes]:
+def _target(url: str, urls: UrlPolicy) -> tuple[httpcore.URL, bytes]:
     """Parse ``url`` into httpcore's URL and the Host header; cached, since endpoints are few and sends many.
 
+    Checked again here, because the policy may be stricter today than when the endpoint was made.
+
     Raises:
-        httpx.InvalidURL: the text is no URL.
         InvalidEndpoint: it is one that no webhook is sent to.
+        httpx.InvalidURL: httpx cannot read what the policy let pass.
     """
-    parsed = httpx.URL(url)
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise InvalidEndpoint("the endpoint's URL must be http:// or https:// with a host")
-    if parsed.userinfo:
-        # Parsers disagree on where the host begins when there is an @, and a URL is no place for a password.
-        raise InvalidEndpoint("the endpoint's URL holds a user name or password; remove it")
-    if parsed.port is not None and not 0 < parsed.port < 65536:
-        raise InvalidEndpoint("the port in the endpoint's URL must be between 1 and 65535")
+    parsed = httpx.URL(urls.check(url))
     target = httpcore.URL(
         scheme=parsed.raw_scheme, host=parsed.raw_host, port=parsed.port, target=parsed.raw_path
     )
     return target, parsed.netloc
 
 
-def _encode(request: OutgoingRequest) -> httpcore.Request:
+def _encode(request: OutgoingRequest, urls: UrlPolicy) -> httpcore.Request:
     """Build the request as it goes on the wire.
 
     A header that frames the message is ours to set: a second one from elsewhere would let an endpoint's
@@ -113,7 +121,7 @@ def _encode(request: OutgoingRequest) -> httpcore.Request:
         InvalidEndpoint: the URL or a header may not be sent.
         UnicodeEncodeError: a header is not ASCII.
     """
-    url, host = _target(request.url)
+    url, host = _target(request.url, urls)
     headers = [(b"host", host)]
     for name, value in request.headers.items():
         if name.lower() in _HEADERS_OF_THE_CONNECTION:
@@ -128,11 +136,13 @@ async def _read_excerpt(exchange: Exchange) -> bytes:
     # httpcore's stream is an async generator, which its type does not say.
     body = cast(AsyncGenerator[bytes, None], aiter(cast(AsyncIterator[bytes], exchange.response.stream)))
     excerpt = bytearray()
-    size = 0
+    size = pieces = 0
     async for chunk in body:
         size += len(chunk)
+        pieces += 1
         excerpt += chunk[: MAX_EXCERPT_BYTES - len(excerpt)]
-        if size >= MAX_BODY_BYTES:
+        # Pieces are counted too: chunks of one byte cost thousands of parser steps without a pause.
+        if size >= MAX_BODY_BYTES or pieces >= _MAX_PIECES:
             await body.aclose()
             break
     return bytes(excerpt)

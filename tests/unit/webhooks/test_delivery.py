@@ -65,6 +65,7 @@ def wait_after(retry_after: str, attempt: int = 1) -> timedelta:
         (SendFailure("refused_address", "", 1), "retry", AttemptOutcome.REFUSED_ADDRESS),
         (SendFailure("tls_error", "", 1), "retry", AttemptOutcome.TLS_ERROR),
         (SendFailure("protocol_error", "", 1), "retry", AttemptOutcome.PROTOCOL_ERROR),
+        (SendFailure("invalid_request", "", 1), "retry", AttemptOutcome.INVALID_REQUEST),
         (SendFailure("success", "", 1), "retry", AttemptOutcome.PROTOCOL_ERROR),
     ],
 )

@@ -21,7 +21,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from svc_infra.webhooks.addresses import IPAddress, Resolver
+from svc_infra.testing.webhooks import LOOPBACK_ADDRESSES, LOOPBACK_URLS
+from svc_infra.webhooks.addresses import AllowEveryAddress, IPAddress, Resolver
 from svc_infra.webhooks.delivery import Answer, OutgoingRequest, SendFailure
 from svc_infra.webhooks.dialer import Dialer, OpenStream, SocketStream, open_stream
 from svc_infra.webhooks.pool import ConnectionPool
@@ -104,12 +105,16 @@ async def hangs(peer: Peer, reader: asyncio.StreamReader, writer: asyncio.Stream
     await reader.read()
 
 
+def loopback_pool(**limits: Any) -> ConnectionPool:
+    return ConnectionPool(Dialer(LOOPBACK_ADDRESSES), **limits)
+
+
 @contextlib.asynccontextmanager
 async def sending(
     pool: ConnectionPool | None = None, deadline_seconds: float = 5.0
 ) -> AsyncIterator[tuple[HttpSender, ConnectionPool]]:
-    pool = pool or ConnectionPool()
-    sender = HttpSender(pool=pool, deadline_seconds=deadline_seconds)
+    pool = pool or loopback_pool()
+    sender = HttpSender(pool=pool, urls=LOOPBACK_URLS, deadline_seconds=deadline_seconds)
     try:
         yield sender, pool
     finally:
@@ -440,7 +445,7 @@ async def test_a_request_is_not_repeated_once_an_answer_has_begun() -> None:
 async def test_an_old_connection_is_not_used_again(limits: dict[str, Any]) -> None:
     async with (
         peer_that(always_answering(NO_CONTENT)) as peer,
-        sending(ConnectionPool(**limits)) as (sender, _),
+        sending(loopback_pool(**limits)) as (sender, _),
     ):
         assert [await status_of(sender, peer.url) for _ in range(3)] == [204] * 3
         assert peer.connections == 3
@@ -450,7 +455,7 @@ async def test_an_old_connection_is_not_used_again(limits: dict[str, Any]) -> No
 async def test_no_more_connections_are_kept_than_the_limit(limits: dict[str, Any]) -> None:
     async with (
         peer_that(always_answering(NO_CONTENT)) as peer,
-        sending(ConnectionPool(**limits)) as (sender, pool),
+        sending(loopback_pool(**limits)) as (sender, pool),
     ):
         answers = await asyncio.gather(*(status_of(sender, peer.url) for _ in range(10)))
         assert answers == [204] * 10
@@ -552,7 +557,10 @@ async def test_a_name_that_does_not_resolve_is_a_connect_error() -> None:
     def unknown(host: str, port: int) -> list[str]:
         raise socket.gaierror(socket.EAI_NONAME, "unknown")
 
-    async with sending(ConnectionPool(Dialer(resolver=Resolver(look_up=unknown)))) as (sender, _):
+    async with sending(ConnectionPool(Dialer(AllowEveryAddress(), resolver=Resolver(look_up=unknown)))) as (
+        sender,
+        _,
+    ):
         assert (await failure_of(sender, request_to("http://nowhere.example/"))).reason == "connect_error"
 
 
@@ -566,7 +574,7 @@ async def test_a_name_server_that_hangs_holds_up_one_thread_and_no_other_name() 
             released.wait()
         return ["127.0.0.1"]
 
-    pool = ConnectionPool(Dialer(resolver=Resolver(max_threads=2, look_up=look_up)))
+    pool = ConnectionPool(Dialer(AllowEveryAddress(), resolver=Resolver(max_threads=2, look_up=look_up)))
     try:
         async with (
             peer_that(always_answering(NO_CONTENT)) as peer,
@@ -616,7 +624,9 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.S
 
 def tls_pool(context: ssl.SSLContext) -> ConnectionPool:
     names = NameServer(["203.0.113.7"])
-    dialer = Dialer(resolver=Resolver(look_up=names.look_up), open_stream=StubbedDialing())
+    dialer = Dialer(
+        AllowEveryAddress(), resolver=Resolver(look_up=names.look_up), open_stream=StubbedDialing()
+    )
     return ConnectionPool(dialer, ssl_context=context)
 
 
@@ -682,7 +692,7 @@ async def test_a_tls_handshake_that_hangs_hits_the_deadline(
 async def test_an_httpx_client_works_over_the_pool() -> None:
     answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello"
     async with peer_that(always_answering(answer)) as peer:
-        async with httpx.AsyncClient(transport=PooledTransport(), trust_env=False) as client:
+        async with httpx.AsyncClient(transport=PooledTransport(loopback_pool()), trust_env=False) as client:
             for _ in range(3):
                 response = await client.post(peer.url, content=b"body")
                 assert (response.status_code, response.text) == (200, "hello")
@@ -697,7 +707,7 @@ async def test_an_httpx_client_gets_the_exceptions_of_httpx(
 ) -> None:
     async with (
         peer_that(script) as peer,
-        httpx.AsyncClient(transport=PooledTransport(), timeout=0.2, trust_env=False) as client,
+        httpx.AsyncClient(transport=PooledTransport(loopback_pool()), timeout=0.2, trust_env=False) as client,
     ):
         with pytest.raises(expected):
             await client.post(peer.url, content=b"body")
@@ -714,7 +724,7 @@ async def test_an_httpx_request_whose_body_is_an_iterator_is_never_repeated() ->
 
     async with (
         peer_that(answers_once) as peer,
-        httpx.AsyncClient(transport=PooledTransport(), trust_env=False) as client,
+        httpx.AsyncClient(transport=PooledTransport(loopback_pool()), trust_env=False) as client,
     ):
         headers = {"content-length": "4"}
         await client.post(peer.url, content=body(), headers=headers)
