@@ -31,7 +31,7 @@ class DatabaseSettings(_Section):
     pool_size: int = Field(8, ge=1)
     statement_timeout_seconds: float = Field(60.0, gt=0)
     lock_timeout_seconds: float = Field(20.0, gt=0)
-    idle_in_transaction_timeout_seconds: float = Field(120.0, gt=0)
+    idle_in_transaction_timeout_seconds: float = Field(60.0, gt=0)
     behind_transaction_pooler: bool = False
 
 
@@ -57,9 +57,9 @@ class SchedulerSettings(_Section):
 class WebhookSettings(_Section):
     in_flight: int = Field(200, ge=1)
     in_flight_per_endpoint: int = Field(8, ge=1)
-    timeout_seconds: float = Field(20.0, gt=0)
+    timeout_seconds: float = Field(15.0, gt=0)
     poll_seconds: float = Field(1.0, gt=0)
-    lease_seconds: float = Field(60.0, gt=0)
+    lease_seconds: float = Field(30.0, gt=0)
     allow_http: bool = False
     allow_ports: tuple[int, ...] = (443, 8443)
     allow_networks: tuple[str, ...] = ()
