@@ -9,7 +9,7 @@ BENCH_VENV ?= .bench-venv
 USE_UV := command -v uv >/dev/null 2>&1
 PIP_FLAGS := -qq --disable-pip-version-check
 
-.PHONY: help demo test check fmt bench bench-deps lock clean
+.PHONY: help demo test check fmt bench bench-deps node-deps lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ bench-deps: $(VENV)/.ready ## Install the peers that benchmarks compare with, in
 	@if ! $(BENCH_VENV)/bin/python -c '' >/dev/null 2>&1; then $(PY) -m venv $(BENCH_VENV); fi
 	@$(BENCH_VENV)/bin/python -m pip install $(PIP_FLAGS) -r bench/requirements.txt
 
+node-deps: $(VENV)/.ready ## Install the npm verifiers that some webhook tests use (needs node and npm)
+	@mkdir -p $(VENV)/webhook-verifiers && cp tests/foreign/package*.json $(VENV)/webhook-verifiers/
+	@npm ci --prefix $(VENV)/webhook-verifiers --ignore-scripts --no-audit --no-fund
+
 lock: ## Compile requirements.lock anew (needs uv)
 	uv pip compile pyproject.toml --universal --generate-hashes --no-header --no-emit-index-url \
 		--all-extras -q -o requirements.lock
@@ -58,9 +62,10 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 		else echo "$(PYTHON) cannot make a virtual environment: install python3-venv" \
 			"(Debian, Ubuntu: apt-get install python3-venv) or uv, then run make again." >&2; exit 1; fi; fi
 	@if $(USE_UV); then \
-		uv pip install -q --python $(PY) --require-hashes -r requirements.lock && \
+		uv pip install -q --compile-bytecode --python $(PY) --require-hashes -r requirements.lock && \
 		uv pip install -q --python $(PY) --no-deps --no-build-isolation -e .; \
 	else \
 		$(PY) -m pip install $(PIP_FLAGS) --no-deps --require-hashes -r requirements.lock && \
 		$(PY) -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .; fi
+	@$(PY) -m compileall -q src
 	@touch $@

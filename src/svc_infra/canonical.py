@@ -44,6 +44,8 @@ def canonical_instant(value: datetime) -> str:
     Raises:
         InvalidPayload: ``value`` is naive and so names no instant.
     """
+    if value.tzinfo is UTC:
+        return value.replace(tzinfo=None).isoformat() + "Z"
     if value.utcoffset() is None:
         raise InvalidPayload(f"{value.isoformat()} has no UTC offset; pass an aware datetime")
     try:

@@ -48,6 +48,8 @@ def require_utc(instant: datetime) -> datetime:
     Raises:
         ValueError: ``instant`` has no offset.
     """
+    if instant.tzinfo is UTC:
+        return instant
     if instant.tzinfo is None:
         raise ValueError(f"{instant.isoformat()} has no UTC offset; pass an aware datetime")
     return instant.astimezone(UTC)

@@ -19,7 +19,8 @@ from svc_infra.exceptions import InvalidUsage
 
 log = structlog.get_logger(__name__)
 
-CHUNK_LINES = 5_000
+# Large, because SQLite writes each index page that a chunk touches once per chunk.
+CHUNK_LINES = 20_000
 _CHUNK_CHARACTERS = 8 * 1024 * 1024
 # So many lines are parsed between two looks at the database, a few milliseconds' worth.
 _SLICE_LINES = 250

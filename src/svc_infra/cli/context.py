@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 DEFAULT_CONFIG = Path("config/worker.toml")
+_GARBAGE_THRESHOLDS = (100_000, 20, 50)
 
 
 def settings_options(command: Callable[..., T]) -> Callable[..., T]:
@@ -55,6 +57,10 @@ def json_option(command: Callable[P, T]) -> Callable[P, T]:
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine to its end."""
+    # Batches make many short-lived objects and hardly a cycle: looking at all of them every 700 objects, as
+    # Python does by default, costs a tenth of the time and finds nothing.
+    gc.freeze()
+    gc.set_threshold(*_GARBAGE_THRESHOLDS)
     return asyncio.run(main)
 
 

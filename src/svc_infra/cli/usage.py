@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -18,8 +17,6 @@ from svc_infra.billing.usage_import import ImportCounts, UsageImport
 from svc_infra.cli.context import echo_json, json_option, open_database, run_async, settings_options
 from svc_infra.config import Settings
 from svc_infra.exceptions import SvcInfraError
-
-_OBJECTS_PER_COLLECTION = 100_000
 
 
 @click.group()
@@ -48,8 +45,6 @@ def import_usage(settings: Settings, file: str, rejects_file: Path | None, as_js
     A bad line ends the import with exit 1 and FILE:LINE: reason; the chunks before it stay. With --skip-bad
     such lines are set aside and the exit code is 0.
     """
-    # A chunk's many objects hold no cycles and live until its commit: looking through them finds nothing.
-    gc.set_threshold(_OBJECTS_PER_COLLECTION)
     counts = run_async(_import(settings, file, rejects_file))
     if as_json:
         echo_json(asdict(counts))

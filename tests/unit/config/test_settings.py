@@ -21,10 +21,10 @@ def test_the_shipped_file_lists_every_setting_with_its_default() -> None:
 
 def test_the_environment_comes_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "worker.toml"
-    file.write_text("[worker]\nconcurrency = 7\nbatch_size = 11\n")
+    file.write_text("[worker]\nconcurrency = 7\ngrace_seconds = 11\n")
     monkeypatch.setenv("SVC__WORKER__CONCURRENCY", "9")
     settings = load_settings(file)
-    assert (settings.worker.concurrency, settings.worker.batch_size) == (9, 11)
+    assert (settings.worker.concurrency, settings.worker.grace_seconds) == (9, 11)
 
 
 def test_database_url_of_the_caller_comes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,11 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from svc_infra.exceptions import InvalidEndpoint, InvalidSecret, InvalidTopic, NotFound
 from svc_infra.webhooks.endpoints import (
     add_endpoint,
-    check_pattern,
     check_url,
     get_endpoint,
-    is_wanted,
     list_endpoints,
-    matches,
 )
+from svc_infra.webhooks.topic_patterns import check_pattern, is_wanted, matches
 
 Factory = async_sessionmaker[AsyncSession]
 
@@ -29,6 +27,8 @@ Factory = async_sessionmaker[AsyncSession]
         ("billing.*", "billings.invoice", False),
         ("billing.invoice.*", "billing.usage", False),
         ("*", "anything", True),
+        ("*", "webhooks.endpoint.disabled", False),
+        ("webhooks.*", "webhooks.endpoint.disabled", True),
     ],
 )
 def test_a_pattern_wants_its_topic_or_all_below_it(pattern: str, topic: str, is_match: bool) -> None:
