@@ -16,17 +16,20 @@
     async def call_bank(job: Job) -> Outcome | None: ...
 
     app.schedules.append(Schedule("shop.nightly", CronSchedule("0 3 * * *", "Europe/Berlin"), "shop.recount"))
-    app.topics.add("shop.order.paid")
+    app.topics.add("shop.order.paid", OrderPaid, description="An order was paid.", example={"order_id": "o1"})
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass, field
 from importlib import import_module
 
 from svc_infra.exceptions import InvalidSettings
 from svc_infra.jobs.handlers import Handlers
 from svc_infra.jobs.scheduler import Schedule
+from svc_infra.webhooks.catalogue import TopicCatalogue
 
 
 @dataclass
@@ -35,7 +38,7 @@ class Application:
 
     handlers: Handlers = field(default_factory=Handlers)
     schedules: list[Schedule] = field(default_factory=list)
-    topics: set[str] = field(default_factory=set)
+    topics: TopicCatalogue = field(default_factory=TopicCatalogue)
 
 
 def load_application(reference: str) -> Application:
@@ -47,6 +50,9 @@ def load_application(reference: str) -> Application:
     module_name, _, attribute = reference.partition(":")
     if not module_name or not attribute:
         raise InvalidSettings(f"--app {reference!r}: write it as module:attribute, like shop.worker:app")
+    # A module beside where the worker is started is found, as by other servers.
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
         found = getattr(import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:

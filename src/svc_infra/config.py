@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from svc_infra.exceptions import InvalidSettings
@@ -37,7 +37,6 @@ class DatabaseSettings(_Section):
 
 class WorkerSettings(_Section):
     concurrency: int = Field(4, ge=1)
-    batch_size: int = Field(500, ge=1, le=5000)
     poll_seconds: float = Field(1.0, gt=0)
     lease_seconds: float = Field(30.0, ge=1)
     grace_seconds: float = Field(25.0, ge=0)
@@ -63,6 +62,10 @@ class WebhookSettings(_Section):
     allow_http: bool = False
     allow_ports: tuple[int, ...] = (443, 8443)
     allow_networks: tuple[str, ...] = ()
+    secret_keys: SecretStr = SecretStr("")
+    secret_keys_file: str = ""
+    delivered_retention_days: float = Field(30, gt=0)
+    dead_retention_days: float = Field(90, gt=0)
     retry_seconds: tuple[float, ...] = (0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 
     @field_validator("lease_seconds")
@@ -72,6 +75,21 @@ class WebhookSettings(_Section):
         if lease_seconds < 2 * info.data.get("timeout_seconds", 0):
             raise ValueError("must be at least twice webhooks.timeout_seconds")
         return lease_seconds
+
+    def read_secret_keys(self) -> str:
+        """Return the sealing keys: the setting, or what is in the file that it names; empty if neither.
+
+        Raises:
+            InvalidSettings: both are given, or the file cannot be read.
+        """
+        if not self.secret_keys_file:
+            return self.secret_keys.get_secret_value()
+        if self.secret_keys.get_secret_value():
+            raise InvalidSettings("give webhooks.secret_keys or webhooks.secret_keys_file, not both")
+        try:
+            return Path(self.secret_keys_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidSettings(f"webhooks.secret_keys_file cannot be read: {error}") from None
 
 
 class BillingSettings(_Section):

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from svc_infra.config import Settings, load_settings
 from svc_infra.db.migration import require_head
 from svc_infra.db.session import make_engine, make_session_factory
+from svc_infra.exceptions import SchemaMissing
 from svc_infra.logs import configure_logging
 
 P = ParamSpec("P")
@@ -41,7 +42,8 @@ def settings_options(command: Callable[..., T]) -> Callable[..., T]:
         if config_file is None and DEFAULT_CONFIG.is_file():
             config_file = DEFAULT_CONFIG
         settings = load_settings(config_file, database_url=database_url)
-        configure_logging(settings.log.level)
+        # A command answers and is gone; only the worker keeps a log (and sets the level of it).
+        configure_logging("warning")
         return command(settings=settings, **parameters)
 
     return with_settings
@@ -81,11 +83,19 @@ def engine_of(settings: Settings) -> AsyncEngine:
 async def open_database(settings: Settings) -> AsyncIterator[async_sessionmaker[AsyncSession]]:
     """Open the database for one command; its schema must be at this version's head."""
     engine = engine_of(settings)
+    _require_file(engine)
     try:
         await require_head(engine)
         yield make_session_factory(engine)
     finally:
         await engine.dispose()
+
+
+def _require_file(engine: AsyncEngine) -> None:
+    """Refuse a SQLite file that is not there: connecting would make an empty one, even to read."""
+    file = engine.url.database
+    if engine.dialect.name == "sqlite" and file and not Path(file).exists():
+        raise SchemaMissing(f"there is no database file {file}; run 'worker.py migrate' to make it")
 
 
 def echo_json(value: Any) -> None:

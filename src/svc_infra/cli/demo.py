@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -50,6 +52,8 @@ def demo(
     if keep and keep.exists() and keep.stat().st_size:
         raise click.UsageError(f"{keep} exists already; the demo fills a database of its own")
     configure_logging("warning")
+    # Ended like by Ctrl-C, so that the temporary database and the receiver go away.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _database(database_url, keep) as url, _progress() as on_progress:
         demo_run = Demo(
             usage_file or USAGE_FILE,
@@ -60,6 +64,8 @@ def demo(
         try:
             report = run_async(demo_run.run())
         except (InvalidCatalog, InvalidUsage) as error:
+            if keep:
+                keep.unlink(missing_ok=True)  # ours and useless, and it would be in the way of the next try
             click.echo(f"Error: {error}", err=True)
             sys.exit(EXIT_USAGE)
     if as_json:
@@ -140,15 +146,16 @@ def _top_invoices(report: DemoReport) -> Table:
     table.add_column("Month")
     table.add_column("Total", justify="right")
     for tenant_id, period_start, total in report.top_invoices:
-        table.add_row(tenant_id, f"{period_start:%B %Y}", _money(total, report.currency))
+        table.add_row(escape(tenant_id), f"{period_start:%B %Y}", _money(total, report.currency))
     return table
 
 
 def _say_faults(report: DemoReport, console: Console) -> None:
     if report.unpriced_metrics:
-        console.print(f"Used but without a price, so not billed: {', '.join(report.unpriced_metrics)}")
+        metrics = escape(", ".join(report.unpriced_metrics))
+        console.print(f"Used but without a price, so not billed: {metrics}", highlight=False)
     for fault in (*report.faults, *report.reconciliation.differences):
-        console.print(f"[red]Not proved:[/] {fault}", highlight=False)
+        console.print(f"[red]Not proved:[/] {escape(fault)}", highlight=False)
 
 
 def _money(amount: int, currency: str) -> str:

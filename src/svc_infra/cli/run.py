@@ -13,9 +13,13 @@ from svc_infra.application import Application, load_application
 from svc_infra.cli.context import engine_of, run_async, settings_options
 from svc_infra.config import Settings
 from svc_infra.db.migration import require_head
+from svc_infra.logs import configure_logging
 from svc_infra.runtime import Runtime, guarded_sender
 
 log = structlog.get_logger(__name__)
+
+# Supervisors signal a process and then its group: the same wish, told twice.
+_SAME_SIGNAL_SECONDS = 1.0
 
 
 @click.command()
@@ -29,6 +33,7 @@ def run(settings: Settings, application: str | None) -> None:
     Any number of workers may share one PostgreSQL. SIGTERM or SIGINT stops gracefully: nothing new is
     claimed, what runs gets worker.grace_seconds, the rest is given back. A second signal stops at once.
     """
+    configure_logging(settings.log.level)
     loaded = load_application(application) if application else None
     run_async(_run(settings, loaded))
 
@@ -50,13 +55,18 @@ async def _run(settings: Settings, application: Application | None) -> None:
 
 def _stop_on_signals(stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
+    first_at = 0.0
 
     def on_signal(name: str) -> None:
+        nonlocal first_at
         if stop.is_set():
+            if loop.time() - first_at < _SAME_SIGNAL_SECONDS:
+                return
             # Whatever was running is rescued when its lease ends; that is what leases are for.
             log.warning("worker.stopped_at_once", signal=name)
             os._exit(1)
         log.info("worker.stopping", signal=name)
+        first_at = loop.time()
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -45,14 +45,14 @@ def import_usage(settings: Settings, file: str, rejects_file: Path | None, as_js
     A bad line ends the import with exit 1 and FILE:LINE: reason; the chunks before it stay. With --skip-bad
     such lines are set aside and the exit code is 0.
     """
-    counts = run_async(_import(settings, file, rejects_file))
+    counts = run_async(_import(settings, file, rejects_file, as_json))
     if as_json:
         echo_json(asdict(counts))
     else:
         click.echo(_sentence(counts))
 
 
-async def _import(settings: Settings, file: str, rejects_file: Path | None) -> ImportCounts:
+async def _import(settings: Settings, file: str, rejects_file: Path | None, as_json: bool) -> ImportCounts:
     with ExitStack() as opened:
         stream = opened.enter_context(_open(file))
         async with open_database(settings) as session_factory:
@@ -67,7 +67,9 @@ async def _import(settings: Settings, file: str, rejects_file: Path | None) -> I
             try:
                 return await usage_import.run()
             except SvcInfraError:
-                if usage_import.counts.read:
+                if as_json:
+                    echo_json(asdict(usage_import.counts))
+                elif usage_import.counts.read:
                     before = _sentence(usage_import.counts)
                     click.echo(f"What stands before the bad line's chunk stays. {before}", err=True)
                 raise

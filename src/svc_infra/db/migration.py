@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from svc_infra.exceptions import SchemaMissing
+from svc_infra.exceptions import InvalidSettings, SchemaMissing
 
 VERSION_TABLE = "svc_infra_alembic_version"
 _LOCK_KEY = 7_239_601_542_881_103
@@ -69,6 +69,9 @@ def _migrate(connection: Connection, revision: str) -> None:
     config.attributes["connection"] = connection
     current = current_revision(connection)
     script = ScriptDirectory.from_config(config)
+    known = {each.revision for each in script.walk_revisions()} | {"head", "base"}
+    if revision not in known:
+        raise InvalidSettings(f"there is no revision {revision!r}; use one of {', '.join(sorted(known))}")
     is_downgrade = revision == "base" or (
         revision != "head"
         and current is not None

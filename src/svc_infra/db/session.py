@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 from sqlalchemy import event, make_url
 from sqlalchemy.engine import URL, Connection
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -25,7 +26,13 @@ def normalize_url(url: str | URL) -> URL:
     Raises:
         InvalidSettings: neither ``sqlite`` nor ``postgresql``.
     """
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        # Not repeated: whatever it is, it may hold a password.
+        raise InvalidSettings(
+            "the database URL cannot be read; write it like sqlite:///file.db or postgresql://host/db"
+        ) from None
     match parsed.get_backend_name():
         case "sqlite":
             return parsed.set(drivername="sqlite+aiosqlite")

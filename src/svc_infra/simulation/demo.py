@@ -129,7 +129,12 @@ class Demo:
 
     def _read_catalog(self) -> tuple[Catalog, str]:
         name = str(self._catalog_file)
-        catalog = parse_catalog(self._catalog_file.read_text(encoding="utf-8"), name)
+        try:
+            text = self._catalog_file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            line = error.object[: error.start].count(b"\n") + 1
+            raise InvalidCatalog(f"{name}:{line}: not valid UTF-8; save the file as UTF-8") from None
+        catalog = parse_catalog(text, name)
         if catalog.default_plan is None:
             raise InvalidCatalog(f"{name}: no plan has default = true; the demo subscribes tenants to it")
         currencies = {price.terms.currency for price in catalog.prices}
