@@ -31,7 +31,7 @@ _ENDING = re.compile(r"\.(csv|jsonl|ndjson)(?:\.gz)?$", re.IGNORECASE)
 # ``fromisoformat`` also takes dates without a time, week dates and any separator, and it cuts off what is
 # finer than a microsecond.
 _INSTANT = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?)0*(Z|z|[+-]\d\d(?::?\d\d)?)?", re.ASCII
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d(?::\d\d(?:\.\d{1,6}0*)?)?)(Z|z|[+-]\d\d(?::?\d\d)?)?", re.ASCII
 )
 _NOT_UTF_8 = re.compile("[\udc80-\udcff]")
 

@@ -30,7 +30,7 @@ from svc_infra.db.session import make_engine, make_session_factory
 from svc_infra.exceptions import InvalidCatalog, SvcInfraError
 from svc_infra.jobs.cron import CronSchedule
 from svc_infra.runtime import Runtime
-from svc_infra.simulation.oracle import Oracle
+from svc_infra.simulation.oracle import Oracle, check_catalog
 from svc_infra.simulation.receiver import ReceiverProcess
 from svc_infra.simulation.reconciliation import Counts, Reconciliation, count_rows, reconcile
 from svc_infra.simulation.simulation import Simulation
@@ -135,6 +135,10 @@ class Demo:
             line = error.object[: error.start].count(b"\n") + 1
             raise InvalidCatalog(f"{name}:{line}: not valid UTF-8; save the file as UTF-8") from None
         catalog = parse_catalog(text, name)
+        try:
+            check_catalog(self._catalog_file)
+        except ValueError as error:
+            raise InvalidCatalog(str(error)) from None
         if catalog.default_plan is None:
             raise InvalidCatalog(f"{name}: no plan has default = true; the demo subscribes tenants to it")
         currencies = {price.terms.currency for price in catalog.prices}

@@ -1,9 +1,9 @@
 """The independent recomputation: what every invoice must say, worked out from the files alone.
 
-This module shares nothing with the product: it imports nothing of this package, reads the usage and the
-catalog with the standard library, and calculates with ``Fraction``. It is slow and simple on purpose, so that
-a fault would have to be made twice, in two ways, to stay hidden. It trusts that the files are valid, because
-the importer and the catalog parser have refused them otherwise.
+It shares nothing with the product: beside its own prices it imports nothing of this package. It reads
+the usage and the catalog with the standard library, and calculates with ``Fraction``. It is slow and simple
+on purpose, so that a fault would have to be made twice, in two ways, to stay hidden. It trusts that the files
+are valid, because the importer and the catalog parser have refused them otherwise.
 """
 
 from __future__ import annotations
@@ -15,9 +15,23 @@ import json
 import tomllib
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from svc_infra.simulation.oracle_prices import (
+    amount_minor,
+    bills_zero_usage,
+    check_catalog,
+    prices_of_default_plan,
+)
+
+__all__ = ["ExpectedInvoice", "ExpectedLine", "Oracle", "check_catalog"]
+
+# Of a CSV field; the default would refuse metadata that the importer takes.
+_MAX_FIELD_LENGTH = 1024 * 1024
 
 
 class ExpectedLine(NamedTuple):
@@ -41,11 +55,16 @@ class Oracle:
 
     A tenant is subscribed from the first day of the month of its first event, and has one invoice for every
     UTC month from then to the month of the last event in the file. A line that repeats another (same tenant,
-    metric and key, equal payload) counts once; ValueError for one whose payload differs.
+    metric and key, equal payload) counts once.
+
+    Raises:
+        ValueError: the catalog has something that is not known here (``check_catalog``), or a line repeats
+            the key of another with a different payload.
     """
 
     def __init__(self, usage_path: Path, catalog_path: Path) -> None:
-        self._prices = _prices_of_default_plan(tomllib.loads(catalog_path.read_text(encoding="utf-8")))
+        check_catalog(catalog_path)
+        self._prices = prices_of_default_plan(tomllib.loads(catalog_path.read_text(encoding="utf-8")))
         self._days: dict[str, dict[tuple[str, date], Fraction]] = {}
         self.usage_events = 0
         self.duplicates = 0
@@ -91,18 +110,18 @@ class Oracle:
         for price in self._prices:
             metric = price.get("metric")
             quantity = Fraction(1) if metric is None else quantities.get((metric, month), Fraction(0))
-            if quantity != 0:
-                lines.append(ExpectedLine(price["key"], quantity, _rounded(_cost(price, quantity))))
+            if quantity != 0 or bills_zero_usage(price):
+                lines.append(ExpectedLine(price["key"], quantity, amount_minor(price, quantity)))
         total = sum(line.amount_minor for line in lines)
         return ExpectedInvoice(f"{month // 12:04d}-{month % 12 + 1:02d}", tuple(sorted(lines)), total)
 
     def _read(self, usage_path: Path) -> None:
         payloads: dict[tuple[str, str, str], tuple[Fraction, datetime, str]] = {}
         for row in _rows(usage_path):
-            tenant_id, metric = str(row["tenant_id"]), str(row["metric"])
-            at = datetime.fromisoformat(row["at"]).astimezone(UTC)
-            payload = (Fraction(str(row["amount"])), at, _canonical_metadata(row.get("metadata")))
-            identity = (tenant_id, metric, str(row["idempotency_key"]))
+            tenant_id, metric = row["tenant_id"], row["metric"]
+            at = datetime.fromisoformat(row["at"].upper()).astimezone(UTC)  # a z and a t count like Z and T
+            payload = (Fraction(Decimal(row["amount"])), at, _metadata_text(row.get("metadata")))
+            identity = (tenant_id, metric, row["idempotency_key"])
             known = payloads.setdefault(identity, payload)
             if known is not payload:
                 if known != payload:
@@ -119,63 +138,43 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as raw:
         is_zipped = raw.peek(2)[:2] == b"\x1f\x8b"
         binary = gzip.GzipFile(fileobj=raw) if is_zipped else raw
-        text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
-        first = text.readline()
-        while first and not first.strip():
-            first = text.readline()
-        if first.startswith("{"):
-            for line in _chained(first, text):
-                if line.strip():
-                    yield json.loads(line)
-        else:
-            yield from csv.DictReader(_chained(first, text))
+        # Lines end at a line feed only: a carriage return alone may stand in a field or between JSON tokens.
+        text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="\n")
+        first = next((line for line in text if not line.isspace()), "")
+        lines = chain([first] if first else [], text)
+        yield from _json_rows(lines) if first.lstrip().startswith("{") else _csv_rows(lines)
 
 
-def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+def _json_rows(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        if not line.isspace():
+            yield _parsed(line)
 
 
-def _canonical_metadata(metadata: Any) -> str:
+def _csv_rows(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD_LENGTH))
+    reader = csv.reader(lines)
+    columns = next(reader, [])
+    for fields in reader:
+        if "".join(fields).strip():
+            yield dict(zip(columns, fields, strict=True))
+
+
+def _parsed(text: str) -> Any:
+    """JSON whose whole numbers are integers, however they are written: 1, 1.0 and 1e0 are one value."""
+    return json.loads(text, parse_float=_number)
+
+
+def _number(text: str) -> int | float:
+    # By the shortest text of the float: 1e23 is ten to the 23rd and not the nearest binary fraction.
+    exact = Fraction(repr(float(text)))
+    return exact.numerator if exact.denominator == 1 else float(text)
+
+
+def _metadata_text(metadata: Any) -> str:
     """Metadata as one text, however its JSON was written; a CSV column holds it as text."""
-    value = json.loads(metadata) if isinstance(metadata, str) and metadata else metadata
-    return json.dumps(value, sort_keys=True) if value else ""
-
-
-def _prices_of_default_plan(catalog: dict[str, Any]) -> list[dict[str, Any]]:
-    """The prices that bill a tenant of the default plan: that plan's own and those without a plan."""
-    default = next((plan["key"] for plan in catalog.get("plans", ()) if plan.get("default")), None)
-    prices = (price for price in catalog.get("prices", ()) if price.get("plan", default) == default)
-    return [_with_fractions(price) for price in prices]
-
-
-def _with_fractions(table: dict[str, Any]) -> dict[str, Any]:
-    """A price or a tier with its decimal strings read once, exactly."""
-    amounts = {key: Fraction(table[key]) for key in ("up_to", "unit_amount", "flat_amount") if key in table}
-    tiers = {"tiers": [_with_fractions(tier) for tier in table["tiers"]]} if "tiers" in table else {}
-    return table | amounts | tiers
-
-
-def _cost(price: dict[str, Any], quantity: Fraction) -> Fraction:
-    """What a quantity costs in minor units, exactly."""
-    if price.get("model") != "graduated":
-        unit_amount: Fraction = price["unit_amount"]
-        return unit_amount * quantity
-    cost, lower = Fraction(0), Fraction(0)
-    for tier in price["tiers"]:
-        if quantity <= lower:
-            break
-        upper = tier.get("up_to", quantity)
-        cost += tier.get("flat_amount", 0)
-        cost += tier["unit_amount"] * (min(quantity, upper) - lower)
-        lower = upper
-    return cost
-
-
-def _rounded(value: Fraction) -> int:
-    """To the nearest whole minor unit, a half away from zero."""
-    whole = int(abs(value) + Fraction(1, 2))
-    return whole if value >= 0 else -whole
+    value = _parsed(metadata) if isinstance(metadata, str) and metadata else metadata
+    return json.dumps(value, sort_keys=True) if value else ""  # an empty object says as much as none
 
 
 def _month_number(day: date) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
@@ -44,21 +43,12 @@ class Simulation:
         self._clock.set(until)
 
     async def _settle(self) -> None:
-        """Work until nothing is due: jobs make messages, messages make deliveries, side by side."""
-        while await self._work_once():
+        """Work until nothing is due: jobs make messages, messages make deliveries, and neither makes jobs."""
+        runtime = self._runtime
+        await runtime.worker.drain()
+        # A delivery that ends for good may publish a message about itself.
+        while await runtime.relay.drain() + await runtime.deliverer.drain():
             pass
-
-    async def _work_once(self) -> int:
-        jobs = await self._runtime.worker.drain()
-        relayed = await self._drain_relay()
-        delivered = await self._runtime.deliverer.drain()
-        return jobs + relayed + delivered
-
-    async def _drain_relay(self) -> int:
-        relayed = 0
-        while relayed_now := await self._runtime.relay.run_once():
-            relayed += relayed_now
-        return relayed
 
     async def _next_instant(self) -> datetime | None:
         """The next fire, or an earlier retry of a job or a delivery."""
@@ -67,12 +57,8 @@ class Simulation:
                 await _earliest(session, JobRow, JobState.AVAILABLE),
                 await _earliest(session, DeliveryRow, DeliveryState.PENDING),
             ]
-        instants = [at for at in (*retries, await self._next_fire()) if at is not None]
+        instants = [at for at in (*retries, self._runtime.scheduler.next_fire()) if at is not None]
         return min(instants, default=None)
-
-    async def _next_fire(self) -> datetime | None:
-        fire_at = self._runtime.scheduler.next_fire()
-        return await fire_at if asyncio.iscoroutine(fire_at) else fire_at
 
 
 async def _earliest(

@@ -128,6 +128,7 @@ BAD_FIELDS = [
     ({"at": "2025-W01-1T00:00:00Z"}, "not an ISO 8601 instant"),
     ({"at": "2025-01-01x00:00:00Z"}, "not an ISO 8601 instant"),
     ({"at": "2025-01-01T00:00:00.1234567Z"}, "not an ISO 8601 instant"),
+    ({"at": "2025-01-01T12:000Z"}, "not an ISO 8601 instant"),
     ({"at": "2025-02-29T00:00:00Z"}, "day is out of range"),
     ({"at": "2025-01-01T00:00:00+25:00"}, "offset must be"),
     ({"at": "0001-01-01T00:00:00Z"}, "in the year 1"),

@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import ast
 import gzip
+import io
 import json
+import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from svc_infra.simulation import oracle
+from svc_infra.billing.usage_file import read_usage
+from svc_infra.simulation import oracle, oracle_prices
 from svc_infra.simulation.oracle import ExpectedInvoice, ExpectedLine, Oracle
 
 CATALOG = """\
@@ -192,17 +196,107 @@ def test_every_format_of_one_history_gives_the_same_invoices(catalog_path: Path,
     assert [invoice.total_minor for invoice in oracle.expected_invoices('"b')] == [501]
 
 
-def test_the_oracle_shares_no_code_with_the_product() -> None:
-    tree = ast.parse(Path(oracle.__file__).read_text(encoding="utf-8"))
+def json_line(key: str = "1", metadata: str = "null", at: str = "2025-01-31T12:00:00Z") -> str:
+    return (
+        f'{{"tenant_id":"a","metric":"calls","amount":"1","at":"{at}","idempotency_key":"{key}",'
+        f'"metadata":{metadata}}}\n'
+    )
+
+
+CSV = HEADER + ",metadata\n"
+ROW = "a,calls,2,2025-01-31T12:00:00Z,1,\n"
+AT = [
+    *("2025-01-31T12:00:00z", "2025-01-31t12:00Z", "2025-01-31 12:00+00", "2025-01-31T13:00:00.5+0100"),
+    *("2025-01-31T23:30:00.123456000-01:00", "2025-02-01T00:30:00.1+01:00", "2025-01-31T23:59:59-00:01"),
+]
+ODD_FILES = [
+    pytest.param("u.csv", CSV + ROW + "   \n\t\n\n \r\n" + ROW.replace(",1,", ",2,"), id="blank lines"),
+    pytest.param("u.csv", " \n\n" + CSV + ROW, id="blank lines before the header"),
+    pytest.param("u.csv", "\ufeff" + (CSV + ROW).replace("\n", "\r\n"), id="byte order mark and CRLF"),
+    pytest.param("u.csv", (CSV + ROW).rstrip("\n"), id="no line feed at the end"),
+    pytest.param("u.csv", CSV + '"a\n  \nb""c",calls,2,2025-01-31T12:00:00Z,"x\r\ny, z",\n', id="quotes"),
+    pytest.param("u.csv", CSV + 'a"b,calls,2,2025-01-31T12:00:00Z, 1 ,\n', id="a quote within a field"),
+    pytest.param("u.csv", CSV + "".join(f"a,calls,1,{at},{n},\n" for n, at in enumerate(AT)), id="instants"),
+    pytest.param(
+        "u.csv",
+        CSV + "".join(
+            f"a,calls,{amount},2025-01-31T12:00:00Z,{n},\n"
+            for n, amount in enumerate(["1e0", "+1", ".5", "7.", "1E+1", "25e-1", "-0", "0e9999", "0" * 5000])
+        ),
+        id="amounts",
+    ),
+    pytest.param(
+        "u.csv",
+        CSV + "".join(ROW.replace(",\n", f",{cell}\n") for cell in ("", "{}", '"{ }"')),
+        id="empty metadata is none",
+    ),
+    pytest.param("u.csv", CSV + ROW.replace(",\n", ',"{""x"": ""' + "y" * 200_000 + '""}"\n'), id="long"),
+    pytest.param(
+        "u.csv",
+        "metadata,at,amount,idempotency_key,metric,tenant_id\n,2025-01-31T12:00:00Z,2,1,calls,a\n",
+        id="columns in another order",
+    ),
+    pytest.param("u.jsonl", "   " + json_line() + json_line("2"), id="JSON lines that begin with a blank"),
+    pytest.param("u.ndjson", "\n   \n\t" + json_line() + "  \r\n" + json_line("2"), id="blank JSON lines"),
+    pytest.param("u.jsonl", "\ufeff" + json_line().replace(",", "\r,"), id="JSON with mark and returns"),
+    pytest.param("u.jsonl", "".join(json_line(at=at, key=at) for at in AT), id="instants in JSON"),
+    pytest.param(
+        "u.jsonl",
+        "".join(json_line(metadata=text) for text in ('{"v":1}', '{"v":1.0}', '{"v": 1e0}', '{"v":10E-1}'))
+        + "".join(json_line("2", text) for text in ('{"v":[1e23,-0.0]}', '{"v":[1' + "0" * 23 + ",0]}"))
+        + "".join(json_line("3", text) for text in ('{"v":0.10,"w":{}}', '{"w":{},"v":0.1}'))
+        + json_line("4", "{}") + json_line("4", "null"),
+        id="metadata by value",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text"), ODD_FILES)
+def test_an_odd_file_is_read_as_the_importer_reads_it(catalog_path: Path, name: str, text: str) -> None:
+    data = text.encode()
+    lines = list(read_usage(io.BytesIO(data), name))
+    assert [line.reason for line in lines if line.event is None] == []
+    events = [line.event for line in lines if line.event is not None]
+    first = {event.identity: event for event in reversed(events)}
+    assert all(event.payload == first[event.identity].payload for event in events)
+    path = catalog_path.with_name(name)
+    path.write_bytes(data)
+    oracle = Oracle(path, catalog_path)
+    assert oracle.usage_events == len(first) > 0
+    assert oracle.duplicates == len(events) - len(first)
+    assert oracle.aggregates == len({(e.tenant_id, e.metric, e.at.date()) for e in first.values()})
+    quantities: dict[tuple[str, str], Fraction] = {}
+    for event in first.values():
+        month = (event.tenant_id, f"{event.at:%Y-%m}")
+        quantities[month] = quantities.get(month, Fraction(0)) + Fraction(event.amount)
+    assert {
+        (tenant_id, invoice.month): line.quantity
+        for tenant_id, invoices in oracle.all_invoices()
+        for invoice in invoices
+        for line in invoice.lines
+        if line.price_key == "calls"
+    } == quantities
+
+
+@pytest.mark.parametrize("other", ['{"v":true}', '{"v":"1"}', '{"v":1.5}', '{"v":[1]}', "{}", '{"w":1}'])
+def test_other_metadata_is_another_event(catalog_path: Path, other: str) -> None:
+    path = catalog_path.with_name("usage.jsonl")
+    path.write_text(json_line(metadata='{"v":1}') + json_line(metadata=other))
+    with pytest.raises(ValueError, match="two different events"):
+        Oracle(path, catalog_path)
+
+
+@pytest.mark.parametrize(
+    ("module", "own"), [(oracle, {"svc_infra.simulation.oracle_prices"}), (oracle_prices, set())]
+)
+def test_the_oracle_shares_no_code_with_the_product(module: ModuleType, own: set[str]) -> None:
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
     imported = {
-        module.partition(".")[0]
+        name
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
-        for module in (
+        for name in (
             [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or "."]
         )
     }
-    assert imported <= {
-        "__future__", "collections", "csv", "datetime", "fractions", "gzip", "io", "json", "pathlib",
-        "tomllib", "typing",
-    }  # fmt: skip
+    assert {name for name in imported - own if name.partition(".")[0] not in sys.stdlib_module_names} == set()
