@@ -191,7 +191,8 @@ def upgrade() -> None:
             name=op.f("ck_prices_unit_amount"),
         ),
         sa.CheckConstraint(
-            "model IN ('fixed', 'per_unit', 'graduated', 'volume', 'package', 'percentage', 'graduated_percentage')",
+            "model IN ('fixed', 'per_unit', 'graduated', 'volume', 'package', 'percentage', "
+            "'graduated_percentage')",
             name=op.f("ck_prices_model"),
         ),
         sa.ForeignKeyConstraint(["plan_id"], ["plans.id"], name="fk_prices_plan_id_plans"),

@@ -16,10 +16,13 @@ from sqlalchemy.orm import Session
 from svc_infra.clock import FixedClock
 from svc_infra.db.outbox import InMemoryOutboxStore, OutboxMessageRow, SqlOutboxStore
 from svc_infra.testing.webhooks import loopback_sender
+from svc_infra.webhooks.claimed_delivery import ClaimedDelivery, DeliveryResult
 from svc_infra.webhooks.deliverer import Deliverer
 from svc_infra.webhooks.delivery import Answer, RetrySchedule, judge
-from svc_infra.webhooks.delivery_rows import ClaimedDelivery, DeliveryResult, claim, record, rescue
-from svc_infra.webhooks.endpoints import SqlWebhookEndpoints, disable_endpoint, get_endpoint
+from svc_infra.webhooks.delivery_claim import claim
+from svc_infra.webhooks.delivery_rows import record, rescue
+from svc_infra.webhooks.endpoint_switch import disable_endpoint
+from svc_infra.webhooks.endpoints import SqlWebhookEndpoints, get_endpoint
 from svc_infra.webhooks.models import DeliveryAttemptRow, DeliveryRow
 from svc_infra.webhooks.relay import Relay
 from svc_infra.webhooks.service import InMemoryWebhookSubscriptions, WebhookService

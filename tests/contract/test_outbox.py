@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
@@ -124,3 +125,50 @@ def test_a_memory_outbox_without_a_session_stores_at_once_and_hands_out_once() -
     outbox.add(added)
     assert outbox.messages == added
     assert outbox.take_pending(1) + outbox.take_pending(5) + outbox.take_pending(5) == added
+
+
+async def test_one_fact_is_published_once_and_a_duplicate_ends_nobodys_transaction(
+    outbox: OutboxStore, session_factory: Factory
+) -> None:
+    def fact(name: str, key: str | None, tenant_id: str | None = None) -> OutboxMessage:
+        return OutboxMessage(f"msg_{name}", "a.b", tenant_id, b"{}", NOON, idempotency_key=key)
+
+    def publish_many(session: Session) -> None:
+        outbox.add([fact(f"m{n:02}", f"bulk{n % 25}") for n in range(50)], session=session)
+
+    async with session_factory.begin() as session:
+        outbox.add([fact("a", "k1"), fact("b", "k1"), fact("c", "k2")], session=session)
+        outbox.add([fact("d", "k1", "t1"), fact("e", None), fact("f", None)], session=session)
+    async with session_factory.begin() as session:
+        outbox.add([fact("g", "k1")], session=session)
+        outbox.add([fact("h", "k1", "t2")], session=session)
+        await session.run_sync(publish_many)
+    expected = ["a", "c", "d", "e", "f", "h"]
+    found = await stored(outbox, session_factory)
+    assert [name for name in found if not name.startswith("m")] == expected
+    assert len(found) == len(expected) + 25
+
+
+async def test_a_fact_that_was_rolled_back_can_be_published_again(
+    outbox: OutboxStore, session_factory: Factory
+) -> None:
+    fact = OutboxMessage("msg_a", "a.b", None, b"{}", NOON, idempotency_key="k1")
+    async with session_factory() as session:
+        outbox.add([fact], session=session)
+        if isinstance(outbox, SqlOutboxStore):
+            await session.flush()
+        await session.rollback()
+        outbox.add([fact], session=session)
+        await session.commit()
+    assert await stored(outbox, session_factory) == ["a"]
+
+
+@pytest.mark.postgres_only
+async def test_two_transactions_that_publish_one_fact_at_once_both_commit(session_factory: Factory) -> None:
+    async def publish(name: str) -> None:
+        async with session_factory.begin() as session:
+            fact = OutboxMessage(f"msg_{name}", "a.b", None, b"{}", NOON, idempotency_key="k1")
+            SqlOutboxStore().add([fact], session=session)
+
+    await asyncio.gather(*(publish(f"m{n}") for n in range(6)))
+    assert len(await stored(SqlOutboxStore(), session_factory)) == 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from random import Random
 from typing import Protocol
@@ -20,26 +19,25 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from svc_infra import __version__, failpoints
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.exceptions import InvalidSecret
-from svc_infra.jobs.loop import run_loop
+from svc_infra.jobs.loop import run_loop, wait_any
+from svc_infra.webhooks.claimed_delivery import ClaimedDelivery, DeliveryResult
+from svc_infra.webhooks.deliverer_stats import DelivererStats
 from svc_infra.webhooks.delivery import (
     EndpointTarget,
     OutgoingRequest,
     RetrySchedule,
     SendFailure,
     SendResult,
+    is_overload,
     judge,
     prepare,
 )
-from svc_infra.webhooks.delivery_rows import (
-    ClaimedDelivery,
-    DeliveryResult,
-    claim,
-    record,
-    release,
-    rescue,
-)
+from svc_infra.webhooks.delivery_claim import claim
+from svc_infra.webhooks.delivery_rows import record, release, rescue
+from svc_infra.webhooks.health import HealthPolicy
 from svc_infra.webhooks.lanes import Lane, Lanes
 from svc_infra.webhooks.message import Message
+from svc_infra.webhooks.sealing import KeyRing
 
 USER_AGENT = f"svc-infra-webhooks/{__version__}"
 
@@ -60,19 +58,6 @@ class Sender(Protocol):
     def send(self, request: OutgoingRequest) -> Awaitable[SendResult]:
         """Send within a deadline shorter than the lease; whatever the endpoint does, raise nothing."""
         ...
-
-
-@dataclass(slots=True)
-class DelivererStats:
-    """Attempts recorded by this deliverer since it was made, by what became of the delivery.
-
-    ``lost`` are results that were not recorded because another deliverer had rescued the delivery.
-    """
-
-    delivered: int = 0
-    failed: int = 0
-    dead: int = 0
-    lost: int = 0
 
 
 async def attempt(sender: Sender, message: Message, target: EndpointTarget) -> tuple[SendResult, datetime]:
@@ -109,6 +94,8 @@ class Deliverer:
         per_endpoint: int = 8,
         poll_seconds: float = 1.0,
         rng: Random | None = None,
+        keys: KeyRing | None = None,
+        health: HealthPolicy | None = None,
     ) -> None:
         self.stats = DelivererStats()
         self._session_factory = session_factory
@@ -119,6 +106,8 @@ class Deliverer:
         self._send_seconds = send_seconds
         self._poll_seconds = poll_seconds
         self._rng = rng or Random()
+        self._keys = keys
+        self._health = health or HealthPolicy()
         self._slots = asyncio.Semaphore(in_flight)
         self._lanes = Lanes(per_endpoint)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -127,6 +116,7 @@ class Deliverer:
         self._too_late: list[ClaimedDelivery] = []
         self._oldest_result_at = 0.0
         self._wake = asyncio.Event()
+        self._ending = asyncio.Event()
         self._more_due = True
         self._next_poll_at = self._next_rescue_at = 0.0
 
@@ -197,6 +187,8 @@ class Deliverer:
                 limit=_CLAIM_BATCH,
                 allowance=self._lanes.in_flight_cap,
                 allowances=allowances,
+                keys=self._keys,
+                health=self._health,
             )
         send_before = started + self._lease_seconds - self._send_seconds
         lanes = self._lanes.put(claimed, allowances, send_before=send_before)
@@ -220,7 +212,7 @@ class Deliverer:
     # --- sending --------------------------------------------------------------------------------------------
 
     def _start_senders(self, lane: Lane) -> None:
-        while lane.senders < min(lane.in_flight_cap, lane.held):
+        while lane.senders < min(lane.senders_allowed, lane.held):
             lane.senders += 1
             task = asyncio.create_task(self._send_all(lane))
             self._tasks.add(task)
@@ -229,13 +221,19 @@ class Deliverer:
     def _on_sender_end(self, lane: Lane, task: asyncio.Task[None]) -> None:
         lane.senders -= 1
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            return
+        if (error := task.exception()) is not None:
             self._crash = error
             self._wake.set()
+        else:
+            self._start_senders(lane)  # several may have ended at once because the endpoint slowed down
 
     async def _send_all(self, lane: Lane) -> None:
         """Send what waits in a lane, one after the other; as many of these run as the lane may have."""
-        while lane.waiting:
+        while lane.waiting and lane.senders <= lane.senders_allowed:
+            if pause_seconds := lane.next_slot(time.monotonic()):
+                await wait_any(self._ending, timeout_seconds=pause_seconds)
             async with self._slots:
                 if not lane.waiting:
                     return
@@ -256,13 +254,18 @@ class Deliverer:
         judged_at = self._clock.now()
         verdict = judge(
             result,
-            attempt=delivery.attempt,
+            attempt=delivery.scheduled_attempt,
             now=judged_at,
             schedule=self._schedule,
             rng=self._rng,
             wall_now=attempted_at,
         )
-        lane.adapt(was_quick=verdict.state == "delivered" and result.duration_ms < _QUICK_MS)
+        lane.adapt(
+            is_delivered=verdict.state == "delivered",
+            was_quick=result.duration_ms < _QUICK_MS,
+            is_overloaded=is_overload(result),
+        )
+        self._start_senders(lane)
         if not self._results:
             self._oldest_result_at = time.monotonic()
             asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self._wake.set)
@@ -292,32 +295,21 @@ class Deliverer:
         failpoints.reached("before_delivery_recorded")
         try:
             async with self._session_factory.begin() as session:
-                held = await session.run_sync(record, results) if results else set()
+                held = await session.run_sync(record, results, health=self._health) if results else set()
                 if too_late:
                     await session.run_sync(release, too_late)
         except BaseException:
             self._results[:0], self._too_late[:0] = results, too_late
             raise
         self._more_due = self._more_due or bool(too_late)
-        self._count(results, held)
-
-    def _count(self, results: list[DeliveryResult], held: set[str]) -> None:
-        stats = self.stats
-        for result in results:
-            if result.delivery.id not in held:
-                stats.lost += 1
-            elif result.verdict.state == "delivered":
-                stats.delivered += 1
-            elif result.verdict.state == "dead":
-                stats.dead += 1
-            else:
-                stats.failed += 1
+        self.stats.count(results, held)
 
     # --- ending ---------------------------------------------------------------------------------------------
 
     async def _wind_down(self) -> None:
         """Give back what was not sent, and wait for and record what is being sent."""
         self._too_late += self._lanes.take_waiting()
+        self._ending.set()
         if self._tasks:
             await asyncio.wait(self._tasks)
         while self._results or self._too_late:

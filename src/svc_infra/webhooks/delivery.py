@@ -11,11 +11,12 @@ from random import Random
 from typing import Literal, TypeAlias
 
 from svc_infra.clock import require_utc
-from svc_infra.exceptions import InvalidSettings
-from svc_infra.webhooks.message import Message
+from svc_infra.exceptions import InvalidSecret, InvalidSettings
+from svc_infra.webhooks.message import ContentMode, Message, as_cloudevent
 from svc_infra.webhooks.signature import ID_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, sign
 
 MAX_RETRY_AFTER = timedelta(hours=24)
+_OVERLOAD = frozenset({429, 502, 504})
 
 
 class DeliveryState(StrEnum):
@@ -66,11 +67,15 @@ RESERVED_PREFIXES = ("webhook-", "proxy-")
 
 @dataclass(frozen=True, slots=True)
 class EndpointTarget:
-    """Where to send and how to sign, read at send time. ``secrets`` are all valid ones, newest first."""
+    """Where to send and how to sign, read at send time. ``secrets`` are all valid ones, newest first.
+
+    ``fault`` says why there are none that can be used."""
 
     url: str
     secrets: tuple[str, ...] = field(repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    content_mode: ContentMode = "standard"
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,16 +160,20 @@ def prepare(message: Message, target: EndpointTarget, *, now: datetime, user_age
     Raises:
         InvalidSecret: the endpoint has no usable secret.
     """
+    if target.fault:
+        raise InvalidSecret(target.fault)
     timestamp = int(require_utc(now).timestamp())
     headers = {name.lower(): value for name, value in target.headers.items() if not is_reserved_header(name)}
+    is_cloudevent = target.content_mode == "cloudevents"
+    body = as_cloudevent(message) if is_cloudevent else message.body
     headers |= {
-        "content-type": "application/json",
+        "content-type": "application/cloudevents+json" if is_cloudevent else "application/json",
         "user-agent": user_agent,
         ID_HEADER: message.id,
         TIMESTAMP_HEADER: str(timestamp),
-        SIGNATURE_HEADER: sign(message.id, timestamp, message.body, target.secrets),
+        SIGNATURE_HEADER: sign(message.id, timestamp, body, target.secrets),
     }
-    return OutgoingRequest(target.url, headers, message.body)
+    return OutgoingRequest(target.url, headers, body)
 
 
 def is_reserved_header(name: str) -> bool:
@@ -202,6 +211,13 @@ def judge(
     if isinstance(result, Answer) and result.retry_after is not None:
         wait = max(wait, _retry_after(result.retry_after, wall_now or now))
     return Verdict("retry", now + wait * (1 + schedule.jitter * rng.random()), outcome)
+
+
+def is_overload(result: SendResult) -> bool:
+    """Tell whether an endpoint shows that it gets too much: 429, 502, 504 or no answer in time."""
+    if isinstance(result, Answer):
+        return result.status in _OVERLOAD
+    return result.reason == AttemptOutcome.TIMEOUT
 
 
 def _classify(result: SendResult) -> AttemptOutcome:

@@ -1,4 +1,4 @@
-"""The deliveries in the database: claim a batch, record its results, release and rescue.
+"""Deliveries that were claimed (``delivery_claim``): record their results, release them, rescue them.
 
 Every write of a claimed delivery is fenced by its lease, so a deliverer thought dead changes nothing.
 Functions take a ``Session`` whose transaction is the caller's.
@@ -6,17 +6,14 @@ Functions take a ``Session`` whose transaction is the caller's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, cast
 
 from sqlalchemy import (
-    ColumnElement,
     Insert,
     Integer,
-    Select,
     String,
     Table,
     Text,
@@ -25,21 +22,24 @@ from sqlalchemy import (
     case,
     func,
     insert,
-    literal_column,
     null,
     select,
     update,
 )
 from sqlalchemy.orm import Session
 
-from svc_infra.db.base import IdText, UtcDateTime, new_id
-from svc_infra.db.leases import CLAIMS, claim_statement, expired, is_held
+from svc_infra.db.base import IdText, UtcDateTime
+from svc_infra.db.leases import expired, is_held
 from svc_infra.db.outbox import OutboxMessageRow
 from svc_infra.db.rowset import Rowset
-from svc_infra.webhooks.delivery import Answer, DeliveryState, EndpointTarget, SendResult, Verdict
-from svc_infra.webhooks.endpoints import disable_endpoint
-from svc_infra.webhooks.message import Message
+from svc_infra.webhooks.claimed_delivery import ClaimedDelivery, DeliveryResult
+from svc_infra.webhooks.delivery import Answer, DeliveryState, SendResult
+from svc_infra.webhooks.delivery_claim import give_back
+from svc_infra.webhooks.health import HealthPolicy, note_health
 from svc_infra.webhooks.models import DeliveryAttemptRow, DeliveryRow, EndpointRow
+from svc_infra.webhooks.operational import DeliveryExhausted, announce
+from svc_infra.webhooks.ordering import lock_endpoints, promote
+from svc_infra.webhooks.topic_patterns import OPERATIONAL_PREFIX
 
 LEASE_EXPIRED = "lease_expired"
 _RESCUE_BATCH = 1_000
@@ -49,11 +49,7 @@ _SENDING = DeliveryState.SENDING.value
 
 _DELIVERIES = cast(Table, DeliveryRow.__table__)
 _ATTEMPT_ROWS = cast(Table, DeliveryAttemptRow.__table__)
-_MESSAGES = cast(Table, OutboxMessageRow.__table__)
-_ENDPOINTS = cast(Table, EndpointRow.__table__)
 
-_ALLOWANCES = Rowset("allowances", endpoint_id=IdText, allowance=Integer)
-_CLAIMED = Rowset("claimed", id=IdText, message_id=IdText, endpoint_id=IdText)
 _RESULTS = Rowset(
     "results",
     id=IdText,
@@ -72,110 +68,46 @@ _ATTEMPTS = Rowset(
     status_code=Integer,
     detail=Text,
     duration_ms=Integer,
+    trigger=String(20),
     attempted_at=UtcDateTime,
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimedDelivery:
-    """A delivery that is ours until its lease ends, with all that sending it takes."""
-
-    id: str
-    lease_id: str
-    attempt: int
-    endpoint_id: str
-    message: Message
-    target: EndpointTarget
-
-
-@dataclass(frozen=True, slots=True)
-class DeliveryResult:
-    """What came of one attempt, judged. ``attempted_at`` is wall time, ``finished_at`` business time."""
-
-    delivery: ClaimedDelivery
-    result: SendResult
-    verdict: Verdict
-    attempted_at: datetime
-    judged_at: datetime
-
-
-def claim(
-    session: Session,
-    *,
-    now: datetime,
-    lease_seconds: float,
-    limit: int,
-    allowance: int,
-    allowances: Mapping[str, int],
-) -> list[ClaimedDelivery]:
-    """Lease up to ``limit`` deliveries that are due at ``now``, the longest due first.
-
-    Of one endpoint no more than its entry in ``allowances`` are taken, or ``allowance`` where it has none, so
-    that an endpoint which hangs cannot fill the sender. What waits for a disabled endpoint becomes held.
-    """
-    dialect = session.get_bind().dialect.name
-    lease_id = new_id()
-    claimed = session.execute(
-        _claim(dialect),
-        {
-            **_ALLOWANCES.parameters(dialect, allowances.items()),
-            "now": now,
-            "limit": limit,
-            "scan": limit * _SCAN_FACTOR,
-            "allowance": allowance,
-            "lease_id": lease_id,
-            "lease_seconds": lease_seconds,
-        },
-    ).all()
-    if not claimed:
-        return []
-    assert len(claimed) <= limit
-    rows = sorted(claimed, key=lambda row: (row.run_at, row.id))
-    loaded = _load(session, dialect, lease_id, rows)
-    not_to_send = [(row.id, lease_id) for row in rows if row.id not in loaded]
-    if not_to_send:
-        session.execute(_give_back(dialect, DeliveryState.HELD), CLAIMS.parameters(dialect, not_to_send))
-    return [loaded[row.id] for row in rows if row.id in loaded]
-
-
-def _load(session: Session, dialect: str, lease_id: str, rows: Sequence[Any]) -> dict[str, ClaimedDelivery]:
-    """Read the messages and endpoints of claimed rows; those of disabled endpoints are left out."""
-    keys = [(row.id, row.message_id, row.endpoint_id) for row in rows]
-    attempts = {row.id: row.attempt for row in rows}
-    targets: dict[str, EndpointTarget] = {}
-    loaded = {}
-    for row in session.execute(_load_claimed(dialect), _CLAIMED.parameters(dialect, keys)):
-        target = targets.get(row.endpoint_id)
-        if target is None:
-            target = targets[row.endpoint_id] = EndpointTarget(row.url, tuple(row.secrets))
-        message = Message(row.message_id, row.topic, row.tenant_id, row.body, row.occurred_at)
-        loaded[row.id] = ClaimedDelivery(row.id, lease_id, attempts[row.id], row.endpoint_id, message, target)
-    return loaded
-
-
-def record(session: Session, results: Sequence[DeliveryResult]) -> set[str]:
+def record(
+    session: Session, results: Sequence[DeliveryResult], *, health: HealthPolicy | None = None
+) -> set[str]:
     """Write results and their attempts; return the ids of the deliveries that were still ours.
 
-    Of the others nothing is written, and their 410 disables nothing: whoever rescued them sends again.
+    Of the others nothing is written, and their 410 disables nothing: whoever rescued them sends again. What
+    follows from the results is written with them: the health of endpoints, the next delivery of an ordered
+    lane, and the announcement of those that were given up.
     """
     dialect = session.get_bind().dialect.name
     rows = [_result_row(result) for result in results]
     held = {row.id for row in session.execute(_record(dialect), _RESULTS.parameters(dialect, rows))}
     ours = [result for result in results if result.delivery.id in held]
-    if ours:
-        attempts = [_attempt_row(result) for result in ours]
-        session.execute(_insert_attempts(dialect), _ATTEMPTS.parameters(dialect, attempts))
-    gone = {result.delivery.endpoint_id for result in ours if result.verdict.disable_endpoint}
-    for endpoint_id in sorted(gone):
-        disable_endpoint(session, endpoint_id, reason="the endpoint answered 410 Gone")
+    if not ours:
+        return held
+    attempts = [_attempt_row(result) for result in ours]
+    session.execute(_insert_attempts(dialect), _ATTEMPTS.parameters(dialect, attempts))
+    now = max(result.judged_at for result in ours)
+    finished = [result.delivery for result in ours if result.verdict.state != "retry"]
+    lanes = {(one.endpoint_id, one.lane_key) for one in finished if one.lane_key is not None}
+    if lanes:
+        lock_endpoints(session, [result.delivery.endpoint_id for result in ours])
+    failing = [one for one in ours if one.delivery.is_ailing or one.verdict.state != "delivered"]
+    if failing:
+        touched = {one.delivery.endpoint_id for one in failing}
+        with_theirs = [one for one in ours if one.delivery.endpoint_id in touched]
+        note_health(session, with_theirs, policy=health or HealthPolicy(), now=now)
+    announce(session, [_exhausted(result) for result in ours if _is_exhausted(result)], now=now)
+    promote(session, lanes, now=now)
     return held
 
 
 def release(session: Session, deliveries: Iterable[ClaimedDelivery]) -> None:
     """Give back deliveries that were claimed and not sent; their attempt does not count."""
-    dialect = session.get_bind().dialect.name
-    claims = [(delivery.id, delivery.lease_id) for delivery in deliveries]
-    session.execute(_give_back(dialect, DeliveryState.PENDING), CLAIMS.parameters(dialect, claims))
+    give_back(session, [(delivery.id, delivery.lease_id) for delivery in deliveries])
 
 
 def rescue(session: Session, *, now: datetime, max_attempts: int) -> int:
@@ -183,7 +115,56 @@ def rescue(session: Session, *, now: datetime, max_attempts: int) -> int:
 
     Their attempt counts: it may have been sent, and a message that kills its sender must not live for ever.
     """
-    return len(session.execute(_rescue(), {"now": now, "max_attempts": max_attempts}).all())
+    rescued = session.execute(_rescue(), {"now": now, "max_attempts": max_attempts}).all()
+    dead = [row for row in rescued if row.state == DeliveryState.DEAD.value]
+    if dead:
+        lanes = {(row.endpoint_id, row.lane_key) for row in dead if row.lane_key is not None}
+        lock_endpoints(session, [endpoint_id for endpoint_id, _ in lanes])
+        announce(session, _exhausted_by_crashes(session, [row.id for row in dead]), now=now)
+        promote(session, lanes, now=now)
+    return len(rescued)
+
+
+def _exhausted_by_crashes(session: Session, delivery_ids: Sequence[str]) -> list[DeliveryExhausted]:
+    """Return the announcements of deliveries whose sender died at every attempt."""
+    query = (
+        select(DeliveryRow, OutboxMessageRow.topic, EndpointRow.tenant_id)
+        .join(OutboxMessageRow, OutboxMessageRow.id == DeliveryRow.message_id)
+        .join(EndpointRow, EndpointRow.id == DeliveryRow.endpoint_id)
+        .where(DeliveryRow.id.in_(delivery_ids))
+    )
+    return [
+        DeliveryExhausted(
+            delivery_id=row.id,
+            message_id=row.message_id,
+            endpoint_id=row.endpoint_id,
+            tenant_id=tenant_id,
+            topic=topic,
+            attempts=row.attempt,
+            last_outcome=LEASE_EXPIRED,
+        )
+        for row, topic, tenant_id in session.execute(query)
+        if not topic.startswith(OPERATIONAL_PREFIX)
+    ]
+
+
+def _is_exhausted(result: DeliveryResult) -> bool:
+    # An announcement that cannot be delivered is not announced: that would never end.
+    is_own = result.delivery.message.topic.startswith(OPERATIONAL_PREFIX)
+    return result.verdict.state == "dead" and not result.verdict.disable_endpoint and not is_own
+
+
+def _exhausted(result: DeliveryResult) -> DeliveryExhausted:
+    delivery = result.delivery
+    return DeliveryExhausted(
+        delivery_id=delivery.id,
+        message_id=delivery.message.id,
+        endpoint_id=delivery.endpoint_id,
+        tenant_id=delivery.tenant_id,
+        topic=delivery.message.topic,
+        attempts=delivery.attempt,
+        last_outcome=result.verdict.outcome.value,
+    )
 
 
 def _result_row(result: DeliveryResult) -> tuple[Any, ...]:
@@ -205,6 +186,7 @@ def _attempt_row(result: DeliveryResult) -> tuple[Any, ...]:
         answer.status if isinstance(answer, Answer) else None,
         describe(answer),
         answer.duration_ms,
+        delivery.trigger,
         result.attempted_at,
     )
 
@@ -218,55 +200,6 @@ def describe(result: SendResult) -> str | None:
     else:
         text = result.detail.encode("utf-8", "replace").decode()
     return text[:_MAX_DETAIL].replace("\x00", "\ufffd") or None
-
-
-@cache
-def _claim(dialect: str) -> Update:
-    # The rank is taken without locks over the oldest due rows of endpoints that take more, then the rows are
-    # locked and looked at again: whoever was quicker has changed their state.
-    allowances = _ALLOWANCES.table(dialect)
-    allowed = func.coalesce(allowances.c.allowance, bindparam("allowance", type_=Integer))
-    oldest = (
-        select(_DELIVERIES.c.id, _DELIVERIES.c.run_at, _DELIVERIES.c.endpoint_id, allowed.label("allowed"))
-        .select_from(_DELIVERIES.outerjoin(allowances, allowances.c.endpoint_id == _DELIVERIES.c.endpoint_id))
-        .where(_is("pending"), _DELIVERIES.c.run_at <= bindparam("now", type_=UtcDateTime), allowed > 0)
-        .order_by(_DELIVERIES.c.run_at, _DELIVERIES.c.id)
-        .limit(bindparam("scan", type_=Integer))
-        .cte("oldest")
-    )
-    rank = func.row_number().over(partition_by=oldest.c.endpoint_id, order_by=(oldest.c.run_at, oldest.c.id))
-    ranked = select(oldest.c.id, oldest.c.allowed, rank.label("rank")).cte("ranked")
-    candidates = (
-        select(_DELIVERIES.c.id)
-        .where(
-            _DELIVERIES.c.id.in_(select(ranked.c.id).where(ranked.c.rank <= ranked.c.allowed)),
-            _is("pending"),
-        )
-        .order_by(_DELIVERIES.c.run_at, _DELIVERIES.c.id)
-        .limit(bindparam("limit", type_=Integer))
-    )
-    return claim_statement(_DELIVERIES, candidates, running=_SENDING)
-
-
-@cache
-def _load_claimed(dialect: str) -> Select[Any]:
-    claimed = _CLAIMED.table(dialect)
-    return (
-        select(
-            claimed.c.id,
-            claimed.c.endpoint_id,
-            claimed.c.message_id,
-            _MESSAGES.c.topic,
-            _MESSAGES.c.tenant_id,
-            _MESSAGES.c.body,
-            _MESSAGES.c.occurred_at,
-            _ENDPOINTS.c.url,
-            _ENDPOINTS.c.secrets,
-        )
-        .join(_MESSAGES, _MESSAGES.c.id == claimed.c.message_id)
-        .join(_ENDPOINTS, _ENDPOINTS.c.id == claimed.c.endpoint_id)
-        .where(_ENDPOINTS.c.is_enabled)
-    )
 
 
 @cache
@@ -294,16 +227,6 @@ def _insert_attempts(dialect: str) -> Insert:
 
 
 @cache
-def _give_back(dialect: str, state: DeliveryState) -> Update:
-    claims = CLAIMS.table(dialect)
-    return (
-        update(_DELIVERIES)
-        .where(is_held(_DELIVERIES, claims, running=_SENDING))
-        .values(state=state.value, attempt=_DELIVERIES.c.attempt - 1, lease_id=null(), lease_until=null())
-    )
-
-
-@cache
 def _rescue() -> Update:
     due = (
         expired(_DELIVERIES, running=_SENDING, limit=_RESCUE_BATCH)
@@ -311,7 +234,9 @@ def _rescue() -> Update:
         .prefix_with("MATERIALIZED", dialect="postgresql")
     )
     now = bindparam("now", type_=UtcDateTime)
-    is_used_up = _DELIVERIES.c.attempt >= bindparam("max_attempts", type_=Integer)
+    is_used_up = _DELIVERIES.c.attempt - _DELIVERIES.c.attempt_base >= bindparam(
+        "max_attempts", type_=Integer
+    )
     dead, pending = DeliveryState.DEAD.value, DeliveryState.PENDING.value
     return (
         update(_DELIVERIES)
@@ -325,10 +250,5 @@ def _rescue() -> Update:
             lease_id=null(),
             lease_until=null(),
         )
-        .returning(_DELIVERIES.c.id)
+        .returning(_DELIVERIES.c.id, _DELIVERIES.c.state, _DELIVERIES.c.endpoint_id, _DELIVERIES.c.lane_key)
     )
-
-
-def _is(state: str) -> ColumnElement[bool]:
-    # As a literal, because a partial index is used only where its condition is in the statement's text.
-    return _DELIVERIES.c.state == literal_column(f"'{state}'")

@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from urllib.parse import urlsplit
+from datetime import UTC, datetime
+from typing import Any, Literal
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
 from svc_infra.clock import SystemClock
 from svc_infra.db.base import new_id
-from svc_infra.exceptions import InvalidEndpoint, InvalidTopic, NotFound
-from svc_infra.webhooks.delivery import DeliveryState
-from svc_infra.webhooks.message import check_topic
-from svc_infra.webhooks.models import DeliveryRow, EndpointRow
-from svc_infra.webhooks.signature import new_secret, secret_key
+from svc_infra.exceptions import InvalidEndpoint, NotFound
+from svc_infra.webhooks import ed25519, stored_secrets
+from svc_infra.webhooks.addresses import AddressPolicy
+from svc_infra.webhooks.audit import DEFAULT_ACTOR, note_act
+from svc_infra.webhooks.endpoint_options import EndpointOptions
+from svc_infra.webhooks.guard import UrlPolicy
+from svc_infra.webhooks.models import EndpointRow
+from svc_infra.webhooks.sealing import KeyRing, SecretPlace
+from svc_infra.webhooks.signature import check_secret, new_secret
+from svc_infra.webhooks.topic_patterns import check_pattern
 
-MAX_URL_LENGTH = 2048
 _MAX_DESCRIPTION_LENGTH = 500
-_MAX_REASON_LENGTH = 200
-_ANY_TOPIC = "*"
-_WILDCARD = ".*"
+_ANY_URL = UrlPolicy(allow_http=True, ports=None)
+
+Signing = Literal["v1", "v1a"]
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRules:
+    """What the operator's settings say about endpoints: the URLs that may be used, and the sealing keys.
+
+    Without ``addresses`` and with the URL policy of the default, every URL is taken that could be sent to
+    under some settings; the sender refuses later what its own settings forbid. Without ``keys`` secrets are
+    stored as they are.
+    """
+
+    urls: UrlPolicy = _ANY_URL
+    addresses: AddressPolicy | None = None
+    keys: KeyRing | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One endpoint. Without ``tenant_id`` it is the operator's and gets the messages of every tenant.
 
-    ``secret`` is set only in what ``add_endpoint`` returns: it is shown once.
+    ``secret`` is set only in what ``add_endpoint`` and ``rotate_secret`` return: it is shown once. An
+    endpoint that signs with ed25519 shows ``public_keys`` instead. ``options.headers`` show names only.
     """
 
     id: str
@@ -41,63 +60,21 @@ class Endpoint:
     is_enabled: bool
     disabled_reason: str | None
     created_at: datetime
+    options: EndpointOptions = field(default_factory=EndpointOptions)
+    disabled_at: datetime | None = None
+    failing_since: datetime | None = None
+    paused_until: datetime | None = None
+    public_keys: tuple[str, ...] = ()
     secret: str | None = field(default=None, repr=False)
 
 
 def check_url(url: str) -> str:
-    """Return ``url`` if a webhook may be sent to it: http or https, a host, no user name or password.
+    """Return ``url`` if, under some settings, a webhook may be sent to it.
 
     Raises:
         InvalidEndpoint: it is something else; the message never repeats a password.
     """
-    if not url.isascii() or not url.isprintable() or " " in url or "\\" in url or len(url) > MAX_URL_LENGTH:
-        raise InvalidEndpoint(
-            f"the URL must be printable ASCII without spaces and backslashes, {MAX_URL_LENGTH} characters at "
-            "most; write an international host name in its xn-- form"
-        )
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise InvalidEndpoint(f"the URL cannot be read: {error}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InvalidEndpoint("the URL must be http:// or https:// with a host")
-    if "@" in parts.netloc:
-        raise InvalidEndpoint(
-            "the URL holds a user name or password; remove it and verify signatures instead"
-        )
-    if port == 0:
-        raise InvalidEndpoint("the port in the URL must be between 1 and 65535")
-    return url
-
-
-def check_pattern(pattern: str) -> str:
-    """Return ``pattern`` if it is a topic, a topic followed by ``.*``, or ``*``.
-
-    Raises:
-        InvalidTopic: it is something else.
-    """
-    if pattern != _ANY_TOPIC:
-        try:
-            check_topic(pattern.removesuffix(_WILDCARD))
-        except InvalidTopic as error:
-            raise InvalidTopic(f"{error}; or end it with '.*', or use '*' for every topic") from None
-    return pattern
-
-
-def matches(pattern: str, topic: str) -> bool:
-    """Tell whether ``pattern`` wants ``topic``: ``billing.*`` wants all below ``billing``, at any depth."""
-    if pattern.endswith(_WILDCARD):
-        return topic.startswith(pattern[:-1])
-    return pattern in (topic, _ANY_TOPIC)
-
-
-def is_wanted(
-    topic: str, tenant_id: str | None, *, patterns: Iterable[str], endpoint_tenant_id: str | None
-) -> bool:
-    """Tell whether an endpoint gets a message: it is the operator's or the message's own tenant's."""
-    is_theirs = endpoint_tenant_id is None or endpoint_tenant_id == tenant_id
-    return is_theirs and any(matches(pattern, topic) for pattern in patterns)
+    return _ANY_URL.check(url)
 
 
 def add_endpoint(
@@ -107,12 +84,17 @@ def add_endpoint(
     topics: Sequence[str],
     tenant_id: str | None = None,
     secret: str | None = None,
+    signing: Signing = "v1",
     description: str = "",
+    options: EndpointOptions | None = None,
+    rules: EndpointRules | None = None,
+    actor: str = DEFAULT_ACTOR,
     now: datetime | None = None,
 ) -> Endpoint:
     """Store an endpoint and return it with its signing secret, made here unless given.
 
-    Messages that were relayed before get no delivery to it. From async code call it with
+    With ``signing="v1a"`` an ed25519 key is made, whose public half is in ``public_keys``. Messages that were
+    relayed before get no delivery to it; a replay sends them. From async code call it with
     ``await async_session.run_sync(add_endpoint, url=…, topics=…)``.
 
     Raises:
@@ -120,25 +102,61 @@ def add_endpoint(
         InvalidTopic: a topic is neither a topic nor one with a trailing wildcard.
         InvalidSecret: the secret cannot sign.
     """
-    if isinstance(topics, str) or not topics:
-        raise InvalidEndpoint("an endpoint needs a list of at least one topic; ['*'] is every topic")
-    if len(description) > _MAX_DESCRIPTION_LENGTH:
-        raise InvalidEndpoint(f"a description has {_MAX_DESCRIPTION_LENGTH} characters at most")
-    secret = new_secret() if secret is None else secret
-    secret_key(secret)
+    rules = rules or EndpointRules()
+    options = options or EndpointOptions()
+    secret = check_secret(make_secret(signing) if secret is None else secret)
+    endpoint_id = new_id()
     row = EndpointRow(
-        id=new_id(),
+        id=endpoint_id,
         tenant_id=tenant_id,
-        url=check_url(url),
-        description=description,
-        topics=[check_pattern(topic) for topic in dict.fromkeys(topics)],
-        secrets=[secret],
+        url=rules.urls.check(url, rules.addresses),
+        description=_checked_description(description),
+        topics=_checked_topics(topics),
+        secrets=[stored_secrets.stored(secret, SecretPlace(tenant_id, endpoint_id, 1), rules.keys)],
         is_enabled=True,
         created_at=now or SystemClock().now(),
     )
+    _set_options(row, options, rules.keys)
     session.add(row)
+    note_act(session, endpoint_id=row.id, tenant_id=tenant_id, actor=actor, action="add", detail={"url": url})
     session.flush()
-    return _as_endpoint(row, secret)
+    return as_endpoint(row, secret)
+
+
+def change_endpoint(
+    session: Session,
+    endpoint_id: str,
+    *,
+    tenant_id: str | None = None,
+    url: str | None = None,
+    topics: Sequence[str] | None = None,
+    description: str | None = None,
+    options: EndpointOptions | None = None,
+    rules: EndpointRules | None = None,
+    actor: str = DEFAULT_ACTOR,
+) -> Endpoint:
+    """Change what is given of an endpoint; what is being sent at this moment goes to the old URL.
+
+    Raises:
+        NotFound: there is none with this id, or it is another tenant's.
+        InvalidEndpoint: as ``add_endpoint``; and the ordering of an endpoint does not change.
+        InvalidTopic: as ``add_endpoint``.
+    """
+    rules = rules or EndpointRules()
+    row = locked_row(session, endpoint_id, tenant_id=tenant_id)
+    if options is not None:
+        if options.ordering != row.ordering:
+            raise InvalidEndpoint("the ordering of an endpoint does not change; add another endpoint")
+        _set_options(row, options, rules.keys)
+    if url is not None:
+        row.url = rules.urls.check(url, rules.addresses)
+    if topics is not None:
+        row.topics = _checked_topics(topics)
+    if description is not None:
+        row.description = _checked_description(description)
+    note_act(session, endpoint_id=row.id, tenant_id=row.tenant_id, actor=actor, action="change")
+    session.flush()
+    return as_endpoint(row)
 
 
 def list_endpoints(session: Session, *, tenant_id: str | None = None) -> list[Endpoint]:
@@ -146,7 +164,7 @@ def list_endpoints(session: Session, *, tenant_id: str | None = None) -> list[En
     query = select(EndpointRow).order_by(EndpointRow.id)
     if tenant_id is not None:
         query = query.where(EndpointRow.tenant_id == tenant_id)
-    return [_as_endpoint(row) for row in session.scalars(query)]
+    return [as_endpoint(row) for row in session.scalars(query)]
 
 
 def get_endpoint(session: Session, endpoint_id: str, *, tenant_id: str | None = None) -> Endpoint:
@@ -155,33 +173,19 @@ def get_endpoint(session: Session, endpoint_id: str, *, tenant_id: str | None = 
     Raises:
         NotFound: there is none with this id, or it is another tenant's.
     """
-    row = session.get(EndpointRow, endpoint_id)
-    if row is None or (tenant_id is not None and row.tenant_id != tenant_id):
-        raise NotFound(f"no webhook endpoint {endpoint_id!r}; 'worker.py endpoints list' shows them")
-    return _as_endpoint(row)
+    return as_endpoint(_existing(session.get(EndpointRow, endpoint_id), endpoint_id, tenant_id))
 
 
-def disable_endpoint(session: Session, endpoint_id: str, *, reason: str) -> bool:
-    """Stop sending to an endpoint and hold what waits for it; False if it was disabled (or gone) already.
+def locked_row(session: Session, endpoint_id: str, *, tenant_id: str | None = None) -> EndpointRow:
+    """Return the row of an endpoint, locked against other changes until the transaction ends.
 
-    Of several that disable it at once, exactly one gets True. What is being sent at this moment is not
-    recalled.
+    Raises:
+        NotFound: there is none with this id, or it is another tenant's.
     """
-    disabled = session.execute(
-        update(EndpointRow)
-        .where(EndpointRow.id == endpoint_id, EndpointRow.is_enabled)
-        .values(is_enabled=False, disabled_reason=reason[:_MAX_REASON_LENGTH])
-        .returning(EndpointRow.id)
-    ).all()
-    if not disabled:
-        return False
-    session.execute(
-        update(DeliveryRow)
-        .where(DeliveryRow.endpoint_id == endpoint_id, DeliveryRow.state == DeliveryState.PENDING.value)
-        .values(state=DeliveryState.HELD.value)
-        .execution_options(synchronize_session=False)
-    )
-    return True
+    # "No key update", because a new delivery refers to the endpoint and must not wait for the lock.
+    query = select(EndpointRow).where(EndpointRow.id == endpoint_id).with_for_update(key_share=True)
+    row = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    return _existing(row, endpoint_id, tenant_id)
 
 
 class SqlWebhookEndpoints:
@@ -190,8 +194,11 @@ class SqlWebhookEndpoints:
     ``add`` is ``add_endpoint`` in a transaction of its own.
     """
 
-    def __init__(self, session_factory: async_sessionmaker[AsyncSession]) -> None:
+    def __init__(
+        self, session_factory: async_sessionmaker[AsyncSession], *, rules: EndpointRules | None = None
+    ) -> None:
         self.session_factory = session_factory
+        self.rules = rules or EndpointRules()
 
     async def add(
         self,
@@ -200,19 +207,80 @@ class SqlWebhookEndpoints:
         secret: str | None = None,
         tenant_id: str | None = None,
         description: str = "",
+        options: EndpointOptions | None = None,
+        signing: Signing = "v1",
     ) -> Endpoint:
         """Store an endpoint and return it with its secret; raises what ``add_endpoint`` raises."""
 
         def _add(session: Session) -> Endpoint:
             return add_endpoint(
-                session, url=url, topics=topics, tenant_id=tenant_id, secret=secret, description=description
+                session,
+                url=url,
+                topics=topics,
+                tenant_id=tenant_id,
+                secret=secret,
+                signing=signing,
+                description=description,
+                options=options,
+                rules=self.rules,
             )
 
         async with self.session_factory.begin() as session:
             return await session.run_sync(_add)
 
 
-def _as_endpoint(row: EndpointRow, secret: str | None = None) -> Endpoint:
+def make_secret(signing: Signing) -> str:
+    """Make a secret that signs with HMAC (``v1``) or with ed25519 (``v1a``)."""
+    return new_secret() if signing == "v1" else ed25519.new_private_key()
+
+
+def _checked_topics(topics: Sequence[str]) -> list[str]:
+    if isinstance(topics, str) or not topics:
+        raise InvalidEndpoint("an endpoint needs a list of at least one topic; ['*'] is every topic")
+    return [check_pattern(topic) for topic in dict.fromkeys(topics)]
+
+
+def _checked_description(description: str) -> str:
+    if len(description) > _MAX_DESCRIPTION_LENGTH:
+        raise InvalidEndpoint(f"a description has {_MAX_DESCRIPTION_LENGTH} characters at most")
+    return description
+
+
+def _existing(row: EndpointRow | None, endpoint_id: str, tenant_id: str | None) -> EndpointRow:
+    if row is None or (tenant_id is not None and row.tenant_id != tenant_id):
+        raise NotFound(f"no webhook endpoint {endpoint_id!r}; 'worker.py endpoints list' shows them")
+    return row
+
+
+def _set_options(row: EndpointRow, options: EndpointOptions, keys: KeyRing | None) -> None:
+    row.payload_filter = None if options.payload_filter is None else dict(options.payload_filter)
+    row.headers = stored_headers(dict(options.headers), row, keys)
+    row.labels = dict(options.metadata) or None
+    row.ordering = options.ordering
+    row.content_mode = options.content_mode
+    row.rate_per_second = options.rate_per_second
+    row.in_flight_cap = options.in_flight_cap
+
+
+def stored_headers(headers: dict[str, str], row: EndpointRow, keys: KeyRing | None) -> dict[str, str] | None:
+    """Return what the row keeps of an endpoint's own headers: values sealed if there are keys."""
+    if keys is None:
+        return headers or None
+    place = SecretPlace(row.tenant_id, row.id, 0)
+    return {name: keys.seal(value, place) for name, value in headers.items()} or None
+
+
+def as_endpoint(row: EndpointRow, secret: str | None = None) -> Endpoint:
+    """Return what may be shown of an endpoint, with its secret if that was made just now."""
+    values: dict[str, Any] = {
+        "ordering": row.ordering,
+        "content_mode": row.content_mode,
+        "rate_per_second": row.rate_per_second,
+        "in_flight_cap": row.in_flight_cap,
+    }
+    # The values of headers are often passwords: whoever lists endpoints sees that they are there.
+    hidden = dict.fromkeys(row.headers or {}, "hidden")
+    is_private_key = secret is not None and secret.startswith(ed25519.PRIVATE_PREFIX)
     return Endpoint(
         id=row.id,
         url=row.url,
@@ -222,5 +290,10 @@ def _as_endpoint(row: EndpointRow, secret: str | None = None) -> Endpoint:
         is_enabled=row.is_enabled,
         disabled_reason=row.disabled_reason,
         created_at=row.created_at,
-        secret=secret,
+        options=EndpointOptions(row.payload_filter, hidden, row.labels or {}, **values),
+        disabled_at=row.disabled_at,
+        failing_since=row.failing_since,
+        paused_until=row.paused_until,
+        public_keys=stored_secrets.public_keys(row.secrets, datetime.now(UTC)),
+        secret=None if is_private_key else secret,
     )

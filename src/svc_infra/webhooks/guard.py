@@ -172,12 +172,14 @@ class UrlPolicy:
         scheme, host = match["scheme"].lower(), match["host"]
         if scheme not in _SCHEME_PORTS or (scheme == "http" and not self.allow_http):
             wanted = "https:// or http://" if self.allow_http else "https://"
-            raise InvalidEndpoint(f"the endpoint's URL must begin with {wanted}")
+            advice = "" if self.allow_http else "; the operator's setting webhooks.allow_http adds http://"
+            raise InvalidEndpoint(f"the endpoint's URL must begin with {wanted}{advice}")
         self._check_port(int(match["port"] or _SCHEME_PORTS[scheme]))
         address = _check_host(host)
         if address is not None and addresses is not None and not addresses.allow_address(address):
             raise InvalidEndpoint(
-                "the endpoint's URL names an address that may not be dialled; use a public host"
+                "the endpoint's URL names an address that may not be dialled; use a public host (the "
+                "operator's setting webhooks.allow_networks adds networks)"
             )
         return url
 
@@ -189,7 +191,8 @@ class UrlPolicy:
             return
         listed = ", ".join(str(one) for one in sorted(allowed))
         raise InvalidEndpoint(
-            f"the endpoint's URL names a port that webhooks may not use; use one of {listed}"
+            f"the endpoint's URL names a port that webhooks may not use; use one of {listed} (the operator's "
+            "setting webhooks.allow_ports adds others)"
         )
 
 

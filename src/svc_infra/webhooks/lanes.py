@@ -6,10 +6,11 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from svc_infra.webhooks.delivery_rows import ClaimedDelivery
+from svc_infra.webhooks.claimed_delivery import ClaimedDelivery
 
 _MAX_WINDOW = 400
 _MAX_IDLE_LANES = 1_000
+_RATED_AHEAD_SECONDS = 2.0
 
 
 @dataclass(slots=True)
@@ -27,15 +28,53 @@ class Lane:
     sending: int = 0
     senders: int = 0
     has_more: bool = False
+    rate_per_second: float | None = None
+    slowed_to: float | None = None
+    next_slot_at: float = 0.0
+
+    @property
+    def senders_allowed(self) -> int:
+        """How many requests may be under way at once: fewer for an endpoint that shows it is overloaded."""
+        return self.in_flight_cap if self.slowed_to is None else max(int(self.slowed_to), 1)
 
     @property
     def held(self) -> int:
         """How many are claimed and not sent yet."""
         return len(self.waiting) + self.sending
 
-    def adapt(self, *, was_quick: bool) -> None:
-        """Learn from one attempt."""
-        self.window = min(self.window + 1, _MAX_WINDOW) if was_quick else self.in_flight_cap
+    def adapt(self, *, is_delivered: bool, was_quick: bool, is_overloaded: bool) -> None:
+        """Learn from one attempt.
+
+        Overload halves what is under way at once, every success after it allows a little more again.
+        """
+        if is_overloaded:
+            self.slowed_to = max(self.senders_allowed / 2, 1.0)
+        elif is_delivered and self.slowed_to is not None:
+            self.slowed_to += 1 / self.slowed_to
+            if self.slowed_to >= self.in_flight_cap:
+                self.slowed_to = None
+        ahead = self.window + 1 if is_delivered and was_quick else self.senders_allowed
+        self.window = min(ahead, self._max_window())
+
+    def next_slot(self, now: float) -> float:
+        """Take the next place in the endpoint's rate and return the seconds until then (0 without a rate)."""
+        if self.rate_per_second is None:
+            return 0.0
+        slot_at = max(self.next_slot_at, now)
+        self.next_slot_at = slot_at + 1 / self.rate_per_second
+        return slot_at - now
+
+    def learn_options(self, delivery: ClaimedDelivery, default_cap: int) -> None:
+        """Take over the endpoint's own caps as they are now."""
+        self.in_flight_cap = delivery.in_flight_cap or default_cap
+        self.rate_per_second = delivery.rate_per_second
+        self.window = min(max(self.window, self.senders_allowed), self._max_window())
+
+    def _max_window(self) -> int:
+        # What waits for its place in a rate holds a lease meanwhile, so little is claimed ahead.
+        if self.rate_per_second is None:
+            return _MAX_WINDOW
+        return max(int(self.rate_per_second * _RATED_AHEAD_SECONDS), 1)
 
     def wants_refill(self) -> bool:
         """Whether more is known to be due and half of the window is free."""
@@ -56,7 +95,9 @@ class Lanes:
         """Add what was claimed under ``allowances`` and return the lanes that got some."""
         received = Counter(delivery.endpoint_id for delivery in claimed)
         for delivery in claimed:
-            self._lane(delivery.endpoint_id).waiting.append((delivery, send_before))
+            lane = self._lane(delivery.endpoint_id)
+            lane.learn_options(delivery, self.in_flight_cap)
+            lane.waiting.append((delivery, send_before))
         self.held += len(claimed)
         for endpoint_id, lane in self._lanes.items():
             allowed = allowances.get(endpoint_id, self.in_flight_cap)

@@ -23,9 +23,10 @@ from svc_infra.webhooks.delivery import (
     judge,
 )
 from svc_infra.webhooks.delivery_rows import describe
-from svc_infra.webhooks.endpoints import check_pattern, check_url, is_wanted
+from svc_infra.webhooks.endpoints import check_url
 from svc_infra.webhooks.message import Message
-from svc_infra.webhooks.signature import secret_key
+from svc_infra.webhooks.signature import check_secret
+from svc_infra.webhooks.topic_patterns import check_pattern, is_wanted
 
 _PER_ENDPOINT = 8
 _IN_FLIGHT = 200
@@ -79,7 +80,7 @@ class InMemoryWebhookSubscriptions:
             InvalidTopic: ``topic`` is neither a topic nor one with a trailing wildcard.
             InvalidSecret: the secret cannot sign.
         """
-        secret_key(secret)
+        check_secret(secret)
         endpoint = MemoryEndpoint(new_id(), check_pattern(topic), check_url(url), secret, tenant_id)
         self.endpoints.append(endpoint)
         return endpoint

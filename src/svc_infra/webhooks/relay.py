@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, TypeAlias, cast
@@ -33,8 +33,10 @@ from svc_infra.db.outbox import OutboxMessageRow, OutboxState
 from svc_infra.db.rowset import Rowset
 from svc_infra.jobs.loop import run_loop
 from svc_infra.webhooks.delivery import DeliveryState
-from svc_infra.webhooks.endpoints import is_wanted
 from svc_infra.webhooks.models import DeliveryRow, EndpointRow
+from svc_infra.webhooks.ordering import HELD_FOR_ORDER, HELD_WHILE_DISABLED, lock_endpoints, promote
+from svc_infra.webhooks.payload_filter import data_of, fits
+from svc_infra.webhooks.topic_patterns import is_wanted
 
 BATCH_SIZE = 500
 _ROWS_PER_INSERT = 10_000
@@ -51,8 +53,10 @@ _FAN_OUT = Rowset(
     endpoint_id=IdText,
     tenant_id=String(TENANT_ID_LENGTH),
     state=String(16),
+    hold_reason=String(20),
+    lane_key=String(255),
 )
-_FanOutRow: TypeAlias = tuple[str, str, str, str | None, str]
+FanOutRow: TypeAlias = tuple[str, str, str, str | None, str, str | None, str | None]
 
 
 class Relay:
@@ -119,35 +123,87 @@ def relay_pending(session: Session, *, now: datetime, limit: int) -> int:
     endpoints = session.execute(
         _endpoints(dialect), _TENANTS.parameters(dialect, [(tenant_id,) for tenant_id in sorted(tenants)])
     ).all()
-    rows = list(_fan_out(messages, endpoints))
-    for start in range(0, len(rows), _ROWS_PER_INSERT):
-        chunk = _FAN_OUT.parameters(dialect, rows[start : start + _ROWS_PER_INSERT])
-        session.execute(_insert_deliveries(dialect), {**chunk, "now": now})
+    rows = list(_fan_out(session, dialect, messages, endpoints))
+    lanes = _lanes(messages, endpoints)
+    insert_deliveries(session, rows, now=now, lanes=lanes)
     session.execute(
         _mark_relayed(dialect), _RELAYED.parameters(dialect, [(message.id,) for message in messages])
     )
+    promote(session, lanes, now=now)
     return len(messages)
 
 
-def _fan_out(messages: Sequence[Row[Any]], endpoints: Sequence[Row[Any]]) -> Iterator[_FanOutRow]:
+def insert_deliveries(
+    session: Session, rows: Sequence[FanOutRow], *, now: datetime, lanes: Iterable[tuple[str, str]] = ()
+) -> None:
+    """Insert deliveries due ``now``, those that exist excepted, with the endpoints of ``lanes`` locked."""
+    dialect = session.get_bind().dialect.name
+    if endpoint_ids := {endpoint_id for endpoint_id, _ in lanes}:
+        lock_endpoints(session, endpoint_ids)
+    for start in range(0, len(rows), _ROWS_PER_INSERT):
+        chunk = _FAN_OUT.parameters(dialect, rows[start : start + _ROWS_PER_INSERT])
+        session.execute(_insert_deliveries(dialect), {**chunk, "now": now})
+
+
+def _lanes(messages: Sequence[Row[Any]], endpoints: Sequence[Row[Any]]) -> set[tuple[str, str]]:
+    """Return every ordered lane that these messages could be in.
+
+    Also of endpoints that do not want them: a later message may have waited for them to be relayed.
+    """
+    ordered = [endpoint for endpoint in endpoints if endpoint.ordering == "key"]
+    keyed = {(message.tenant_id, message.key) for message in messages if message.key is not None}
+    return {
+        (endpoint.id, key)
+        for endpoint in ordered
+        for tenant_id, key in keyed
+        if endpoint.tenant_id in (None, tenant_id)
+    }
+
+
+def delivery_of(message: Row[Any], endpoint: Row[Any]) -> FanOutRow:
+    """Return the delivery of a message to an endpoint; held if it is disabled or something goes before."""
+    lane_key = message.key if endpoint.ordering == "key" else None
+    reason = HELD_FOR_ORDER if lane_key is not None else None
+    if not endpoint.is_enabled:
+        reason = HELD_WHILE_DISABLED
+    state = (DeliveryState.PENDING if reason is None else DeliveryState.HELD).value
+    return new_id(), message.id, endpoint.id, message.tenant_id, state, reason, lane_key
+
+
+def _fan_out(
+    session: Session, dialect: str, messages: Sequence[Row[Any]], endpoints: Sequence[Row[Any]]
+) -> Iterator[FanOutRow]:
     """Yield a delivery for every message and endpoint that belong together."""
-    wanted_by: dict[tuple[str, str | None], list[tuple[str, str]]] = {}
+    wanted_by: dict[tuple[str, str | None], list[Row[Any]]] = {}
     for message in messages:
         kind = (message.topic, message.tenant_id)
         if kind not in wanted_by:
             wanted_by[kind] = [
-                (endpoint.id, (DeliveryState.PENDING if endpoint.is_enabled else DeliveryState.HELD).value)
+                endpoint
                 for endpoint in endpoints
                 if is_wanted(*kind, patterns=endpoint.topics, endpoint_tenant_id=endpoint.tenant_id)
             ]
-        for endpoint_id, state in wanted_by[kind]:
-            yield new_id(), message.id, endpoint_id, message.tenant_id, state
+    is_filtered = {kind for kind, wanting in wanted_by.items() if any(one.payload_filter for one in wanting)}
+    looked_into = [one.id for one in messages if (one.topic, one.tenant_id) in is_filtered]
+    bodies = _bodies_of(session, dialect, looked_into)
+    for message in messages:
+        data = data_of(bodies[message.id]) if message.id in bodies else None
+        for endpoint in wanted_by[message.topic, message.tenant_id]:
+            if not endpoint.payload_filter or fits(endpoint.payload_filter, data):
+                yield delivery_of(message, endpoint)
+
+
+def _bodies_of(session: Session, dialect: str, message_ids: Sequence[str]) -> dict[str, bytes]:
+    if not message_ids:
+        return {}
+    rows = session.execute(_bodies(dialect), _RELAYED.parameters(dialect, [(id_,) for id_ in message_ids]))
+    return {row.id: row.body for row in rows}
 
 
 @cache
 def _pending() -> Select[Any]:
     return (
-        select(_MESSAGES.c.id, _MESSAGES.c.topic, _MESSAGES.c.tenant_id)
+        select(_MESSAGES.c.id, _MESSAGES.c.topic, _MESSAGES.c.tenant_id, _MESSAGES.c.key)
         .where(_MESSAGES.c.state == literal(OutboxState.PENDING.value, literal_execute=True))
         .order_by(_MESSAGES.c.id)
         .limit(bindparam("limit", type_=Integer))
@@ -159,8 +215,19 @@ def _pending() -> Select[Any]:
 def _endpoints(dialect: str) -> Select[Any]:
     tenants = _TENANTS.table(dialect)
     return select(
-        _ENDPOINTS.c.id, _ENDPOINTS.c.tenant_id, _ENDPOINTS.c.topics, _ENDPOINTS.c.is_enabled
+        _ENDPOINTS.c.id,
+        _ENDPOINTS.c.tenant_id,
+        _ENDPOINTS.c.topics,
+        _ENDPOINTS.c.is_enabled,
+        _ENDPOINTS.c.ordering,
+        _ENDPOINTS.c.payload_filter,
     ).where(or_(_ENDPOINTS.c.tenant_id.is_(None), _ENDPOINTS.c.tenant_id.in_(select(tenants.c.tenant_id))))
+
+
+@cache
+def _bodies(dialect: str) -> Select[Any]:
+    wanted = _RELAYED.table(dialect)
+    return select(_MESSAGES.c.id, _MESSAGES.c.body).join(wanted, wanted.c.id == _MESSAGES.c.id)
 
 
 @cache

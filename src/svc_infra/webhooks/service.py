@@ -14,15 +14,24 @@ from sqlalchemy.orm import Session
 
 from svc_infra import failpoints
 from svc_infra.clock import Clock, SystemClock
-from svc_infra.db.outbox import InMemoryOutboxStore, OutboxMessage, OutboxStore, SqlOutboxStore
-from svc_infra.exceptions import InvalidSettings
+from svc_infra.db.outbox import (
+    MAX_KEY_LENGTH,
+    InMemoryOutboxStore,
+    OutboxMessage,
+    OutboxStore,
+    SqlOutboxStore,
+)
+from svc_infra.exceptions import InvalidPayload, InvalidSettings
 from svc_infra.jobs.loop import run_loop
+from svc_infra.webhooks.catalogue import TopicCatalogue
 from svc_infra.webhooks.deliverer import Deliverer, Sender
 from svc_infra.webhooks.delivery import RetrySchedule
 from svc_infra.webhooks.endpoints import SqlWebhookEndpoints
+from svc_infra.webhooks.health import HealthPolicy
 from svc_infra.webhooks.memory import InMemoryDeliveries, InMemoryWebhookSubscriptions
 from svc_infra.webhooks.message import encode_body, new_message_id
 from svc_infra.webhooks.relay import Relay
+from svc_infra.webhooks.sealing import KeyRing
 from svc_infra.webhooks.transport import HttpSender
 
 __all__ = ["InMemoryWebhookSubscriptions", "Publication", "WebhookService"]
@@ -30,12 +39,18 @@ __all__ = ["InMemoryWebhookSubscriptions", "Publication", "WebhookService"]
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """One message to publish; without ``occurred_at`` it occurred now."""
+    """One message to publish; without ``occurred_at`` it occurred now.
+
+    Messages of one ``key`` (say, an invoice's id) arrive in their order at endpoints that ask for that. Of
+    messages with the same tenant, topic and ``idempotency_key`` only the first is published.
+    """
 
     topic: str
     payload: dict[str, Any]
     tenant_id: str | None = None
     occurred_at: datetime | None = None
+    key: str | None = None
+    idempotency_key: str | None = None
 
 
 class WebhookService:
@@ -44,7 +59,8 @@ class WebhookService:
     Both stores are in memory (``InMemoryOutboxStore`` with ``InMemoryWebhookSubscriptions``) or both in the
     database (``SqlOutboxStore`` with ``SqlWebhookEndpoints``). Delivering opens connections and closes them;
     as ``async with service:`` they are kept for as long as the block lasts. A ``sender`` of your own is
-    yours to close.
+    yours to close. Given ``topics``, only what is in that catalogue can be published. ``keys`` open the
+    secrets of endpoints that were sealed with them.
 
     Raises:
         InvalidSettings: one store is in memory and the other is not.
@@ -58,11 +74,17 @@ class WebhookService:
         clock: Clock | None = None,
         sender: Sender | None = None,
         schedule: RetrySchedule | None = None,
+        topics: TopicCatalogue | None = None,
+        keys: KeyRing | None = None,
+        health: HealthPolicy | None = None,
     ) -> None:
         self._outbox = outbox
         self._clock = clock or SystemClock()
         self._sender = sender
         self._schedule = schedule or RetrySchedule()
+        self._topics = topics
+        self._keys = keys
+        self._health = health
         self._endpoints: SqlWebhookEndpoints | None = None
         self._memory: InMemoryDeliveries | None = None
         self._own_sender: HttpSender | None = None
@@ -87,17 +109,24 @@ class WebhookService:
         session: Session | AsyncSession | None = None,
         tenant_id: str | None = None,
         occurred_at: datetime | None = None,
+        key: str | None = None,
+        idempotency_key: str | None = None,
     ) -> str:
         """Publish one message with the commit of ``session`` and return its id. Not awaited.
 
-        The body is made here, once. A memory outbox works without a session too, and then at once.
+        The body is made here, once. A memory outbox works without a session too, and then at once. ``key``
+        and ``idempotency_key`` are as in ``Publication``; a second message under an idempotency key is
+        passed over, which ends nobody's transaction, and the id returned for it names no message.
 
         Raises:
-            InvalidTopic: the topic's syntax is wrong.
-            InvalidPayload: something in the payload has no exact JSON form.
+            InvalidTopic: the topic's syntax is wrong, or it is not in the catalogue.
+            InvalidPayload: something in the payload has no exact JSON form, it does not fit the topic's
+                model, or a key is empty or longer than 255 characters.
             NotInTransaction: a durable outbox was given no session.
         """
-        message = self._message(Publication(topic, payload, tenant_id, occurred_at))
+        message = self._message(
+            Publication(topic, payload, tenant_id, occurred_at, key=key, idempotency_key=idempotency_key)
+        )
         self._outbox.add([message], session=session)
         failpoints.reached("after_outbox_row")
         return message.id
@@ -172,7 +201,13 @@ class WebhookService:
         assert self._endpoints is not None  # the constructor saw to it
         factory = self._endpoints.session_factory
         deliverer = Deliverer(
-            factory, self._open_sender(), self._clock, schedule=self._schedule, poll_seconds=poll_seconds
+            factory,
+            self._open_sender(),
+            self._clock,
+            schedule=self._schedule,
+            poll_seconds=poll_seconds,
+            keys=self._keys,
+            health=self._health,
         )
         relay = Relay(factory, self._clock, poll_seconds=poll_seconds, on_relayed=deliverer.wake)
         return relay, deliverer
@@ -180,4 +215,20 @@ class WebhookService:
     def _message(self, publication: Publication) -> OutboxMessage:
         occurred_at = publication.occurred_at or self._clock.now()
         body = encode_body(publication.topic, occurred_at, publication.payload)
-        return OutboxMessage(new_message_id(), publication.topic, publication.tenant_id, body, occurred_at)
+        if self._topics is not None:
+            self._topics.require(publication.topic, publication.payload)
+        return OutboxMessage(
+            new_message_id(),
+            publication.topic,
+            publication.tenant_id,
+            body,
+            occurred_at,
+            _checked_key(publication.key),
+            _checked_key(publication.idempotency_key),
+        )
+
+
+def _checked_key(key: str | None) -> str | None:
+    if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
+        raise InvalidPayload(f"the key of a message has 1 to {MAX_KEY_LENGTH} characters")
+    return key

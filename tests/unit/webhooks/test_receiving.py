@@ -81,7 +81,7 @@ async def test_a_signed_webhook_reaches_the_application_parsed(
 async def test_an_unverified_webhook_is_answered_401_and_goes_no_further(
     client: httpx.AsyncClient, received: list[ReceivedMessage], make_request: Callable[[], dict[str, Any]]
 ) -> None:
-    # Made now and not when the tests are collected: a signature of then may be old, or no longer of the future.
+    # Made now, not when the tests are collected: by now such a signature may not be of the future any more.
     response = await client.post("/hook", **make_request())
     assert response.status_code == 401
     assert response.headers["content-type"] == "application/problem+json"

@@ -1,0 +1,33 @@
+"""What a deliverer has done so far."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from svc_infra.webhooks.claimed_delivery import DeliveryResult
+
+
+@dataclass(slots=True)
+class DelivererStats:
+    """Attempts recorded by this deliverer since it was made, by what became of the delivery.
+
+    ``lost`` are results that were not recorded because another deliverer had rescued the delivery.
+    """
+
+    delivered: int = 0
+    failed: int = 0
+    dead: int = 0
+    lost: int = 0
+
+    def count(self, results: Sequence[DeliveryResult], held: Collection[str]) -> None:
+        """Count ``results``, of which those in ``held`` were recorded."""
+        for result in results:
+            if result.delivery.id not in held:
+                self.lost += 1
+            elif result.verdict.state == "delivered":
+                self.delivered += 1
+            elif result.verdict.state == "dead":
+                self.dead += 1
+            else:
+                self.failed += 1

@@ -1,0 +1,154 @@
+"""Looking at deliveries and their attempts, and at how much waits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from svc_infra.db.outbox import OutboxMessageRow, OutboxState
+from svc_infra.exceptions import NotFound
+from svc_infra.webhooks.delivery import DeliveryState
+from svc_infra.webhooks.models import DeliveryAttemptRow, DeliveryRow, EndpointRow
+
+
+@dataclass(frozen=True, slots=True)
+class ListedDelivery:
+    """A delivery with its message's topic. ``run_at`` is when it is, or was last, due."""
+
+    id: str
+    message_id: str
+    endpoint_id: str
+    tenant_id: str | None
+    topic: str
+    state: str
+    hold_reason: str | None
+    attempts: int
+    last_outcome: str | None
+    run_at: datetime
+    created_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedAttempt:
+    """One HTTP try; ``detail`` is the capped answer of a failed one, untrusted."""
+
+    attempt: int
+    trigger: str
+    outcome: str
+    status_code: int | None
+    detail: str | None
+    duration_ms: int
+    attempted_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits: deliveries by state, messages that are not relayed, and when the oldest of each was due.
+
+    ``oldest_due_at`` counts deliveries that are put off or held, too, by the time of their making: an
+    endpoint that is paused or disabled does not make the backlog look young.
+    """
+
+    by_state: Mapping[str, int]
+    unrelayed: int
+    oldest_due_at: datetime | None
+
+
+def list_deliveries(
+    session: Session,
+    *,
+    endpoint_id: str | None = None,
+    tenant_id: str | None = None,
+    state: str | None = None,
+    topic: str | None = None,
+    before: str | None = None,
+    limit: int = 100,
+) -> list[ListedDelivery]:
+    """Return deliveries, newest first; for the next page give the last id as ``before``.
+
+    ``tenant_id`` is that of the endpoint.
+    """
+    query = (
+        select(DeliveryRow, OutboxMessageRow.topic)
+        .join(OutboxMessageRow, OutboxMessageRow.id == DeliveryRow.message_id)
+        .order_by(DeliveryRow.id.desc())
+        .limit(limit)
+    )
+    if endpoint_id is not None:
+        query = query.where(DeliveryRow.endpoint_id == endpoint_id)
+    if tenant_id is not None:
+        theirs = select(EndpointRow.id).where(EndpointRow.tenant_id == tenant_id)
+        query = query.where(DeliveryRow.endpoint_id.in_(theirs))
+    if state is not None:
+        query = query.where(DeliveryRow.state == state)
+    if topic is not None:
+        query = query.where(OutboxMessageRow.topic == topic)
+    if before is not None:
+        query = query.where(DeliveryRow.id < before)
+    return [_listed(row, of_topic) for row, of_topic in session.execute(query)]
+
+
+def list_attempts(session: Session, delivery_id: str) -> list[ListedAttempt]:
+    """Return the attempts of a delivery, the first one first.
+
+    Raises:
+        NotFound: there is no such delivery.
+    """
+    if session.get(DeliveryRow, delivery_id) is None:
+        raise NotFound(f"no delivery {delivery_id!r}; 'worker.py webhooks deliveries' shows them")
+    rows = session.scalars(
+        select(DeliveryAttemptRow)
+        .where(DeliveryAttemptRow.delivery_id == delivery_id)
+        .order_by(DeliveryAttemptRow.attempt)
+    )
+    return [
+        ListedAttempt(
+            row.attempt,
+            row.trigger,
+            row.outcome,
+            row.status_code,
+            row.detail,
+            row.duration_ms,
+            row.attempted_at,
+        )
+        for row in rows
+    ]
+
+
+def backlog(session: Session) -> Backlog:
+    """Count what waits to be sent."""
+    waiting = [DeliveryState.PENDING.value, DeliveryState.SENDING.value, DeliveryState.HELD.value]
+    rows = session.execute(
+        select(DeliveryRow.state, func.count(), func.min(DeliveryRow.created_at))
+        .where(DeliveryRow.state.in_(waiting))
+        .group_by(DeliveryRow.state)
+    ).all()
+    unrelayed = session.execute(
+        select(func.count(), func.min(OutboxMessageRow.occurred_at)).where(
+            OutboxMessageRow.state == OutboxState.PENDING.value
+        )
+    ).one()
+    ages = [row[2] for row in rows] + ([unrelayed[1]] if unrelayed[1] is not None else [])
+    return Backlog({row[0]: row[1] for row in rows}, unrelayed[0], min(ages, default=None))
+
+
+def _listed(row: DeliveryRow, topic: str) -> ListedDelivery:
+    return ListedDelivery(
+        row.id,
+        row.message_id,
+        row.endpoint_id,
+        row.tenant_id,
+        topic,
+        row.state,
+        row.hold_reason,
+        row.attempt,
+        row.last_outcome,
+        row.run_at,
+        row.created_at,
+        row.finished_at,
+    )
