@@ -38,6 +38,10 @@ class UnknownJob(SvcInfraError):
     """No handler is registered for this job name; the job is left for a worker that has one."""
 
 
+class InvalidAct(SvcInfraError):
+    """What was asked for does not fit the state of the job, queue or schedule; nothing was changed."""
+
+
 class LeaseLost(SvcInfraError):
     """The lease of this claim is gone, so nothing that the attempt did may be kept."""
 

@@ -202,6 +202,7 @@ def test_the_doctor_names_each_check(url: str, target: str) -> None:
         "clock": "skipped" if target == "sqlite" else "ok",
         "schedule billing.daily": "ok",
         "schedule billing.monthly": "ok",
+        "webhook secrets": "warning",
         "endpoints": "skipped",
     }
 

@@ -57,7 +57,8 @@ def test_an_import_that_a_bad_line_ends_says_in_json_what_stands(tmp_path: Path)
 
 def test_an_application_beside_the_worker_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "shop_of_this_test.py").write_text(
-        "from svc_infra.application import Application\n\nother = 1\n\n\ndef make():\n    return Application()\n"
+        "from svc_infra.application import Application\n\nother = 1\n"
+        "\n\ndef make():\n    return Application()\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])

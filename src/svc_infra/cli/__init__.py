@@ -19,7 +19,11 @@ _COMMANDS = {
     "catalog": ("svc_infra.cli.catalog:catalog", "Apply plans and prices from a catalog file."),
     "subscriptions": ("svc_infra.cli.subscriptions:subscriptions", "Subscribe tenants to plans; list them."),
     "endpoints": ("svc_infra.cli.endpoints:endpoints", "Add and list webhook endpoints."),
+    "webhooks": ("svc_infra.cli.webhooks:webhooks", "Deliveries, replays, secrets; receive and verify."),
     "invoices": ("svc_infra.cli.invoices:invoices", "List, show and export invoices."),
+    "jobs": ("svc_infra.cli.jobs:jobs", "Look at jobs; retry, cancel, requeue and purge them."),
+    "queues": ("svc_infra.cli.queues:queues", "List queues; pause and resume them."),
+    "schedules": ("svc_infra.cli.schedules:schedules", "List schedules and fires; pause, resume, run them."),
     "demo": ("svc_infra.cli.demo:demo", "Bill a history in simulated time and prove every amount."),
     "doctor": ("svc_infra.cli.doctor:doctor", "Check the database, the settings and the schedules."),
 }

@@ -25,12 +25,19 @@ from svc_infra.clock import SystemClock
 from svc_infra.config import Settings
 from svc_infra.db.migration import head_revision, require_head
 from svc_infra.db.session import make_session_factory
-from svc_infra.exceptions import AddressRefused, InvalidCurrency, InvalidSchedule, SchemaMissing
-from svc_infra.runtime import default_schedules
+from svc_infra.exceptions import (
+    AddressRefused,
+    InvalidCurrency,
+    InvalidSchedule,
+    InvalidSettings,
+    SchemaMissing,
+)
+from svc_infra.runtime import default_schedules, key_ring
 from svc_infra.webhooks.dialer import Dialer
 from svc_infra.webhooks.endpoints import Endpoint, list_endpoints
+from svc_infra.webhooks.guard import PublicAddresses
 
-OK, FAILED, SKIPPED = "ok", "failed", "skipped"
+OK, FAILED, SKIPPED, WARNING = "ok", "failed", "skipped", "warning"
 MAX_CLOCK_SKEW_SECONDS = 5.0
 _DIAL_SECONDS = 5.0
 _DATABASE_ERRORS = (SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
@@ -74,11 +81,12 @@ async def _examine(settings: Settings, with_endpoints: bool) -> list[Check]:
                 Check(name, SKIPPED, "the database does not answer") for name in ("migrations", "clock")
             ]
         checks += _schedules(settings)
+        checks.append(_secret_keys(settings))
         if not with_endpoints:
             return [*checks, Check("endpoints", SKIPPED, "add --endpoints to connect to each of them")]
         if any(check.name == "migrations" and check.outcome != OK for check in checks):
             return [*checks, Check("endpoints", SKIPPED, "they are in the database, which is not ready")]
-        return [*checks, *[check async for check in _endpoints(engine)]]
+        return [*checks, *[check async for check in _endpoints(settings, engine)]]
     finally:
         await engine.dispose()
 
@@ -134,6 +142,17 @@ async def _clock(engine: AsyncEngine) -> Check:
     return Check("clock", OK, f"the database's clock differs by {skew:.3f} s at most")
 
 
+def _secret_keys(settings: Settings) -> Check:
+    try:
+        keys = key_ring(settings.webhooks)
+    except InvalidSettings as error:
+        return Check("webhook secrets", FAILED, str(error))
+    if keys is None:
+        advice = "'worker.py webhooks new-key' makes a key for webhooks.secret_keys"
+        return Check("webhook secrets", WARNING, f"signing secrets are stored as they are; {advice}")
+    return Check("webhook secrets", OK, "signing secrets are sealed")
+
+
 def _schedules(settings: Settings) -> Iterator[Check]:
     now = SystemClock().now()
     try:
@@ -150,12 +169,12 @@ def _schedules(settings: Settings) -> Iterator[Check]:
         yield Check(f"schedule {schedule.name}", OK, f"{cron}, next fire {fire_at}")
 
 
-async def _endpoints(engine: AsyncEngine) -> AsyncIterator[Check]:
+async def _endpoints(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Check]:
     async with make_session_factory(engine)() as session:
         found = await session.run_sync(list_endpoints)
     if not found:
         yield Check("endpoints", SKIPPED, "there are none; 'worker.py endpoints add' makes one")
-    dialer = Dialer()
+    dialer = Dialer(PublicAddresses(settings.webhooks.allow_networks))
     for endpoint in found:
         if endpoint.is_enabled:
             yield await _reach(endpoint, dialer)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 
 import click
 import structlog
 
 from svc_infra.application import Application, load_application
 from svc_infra.cli.context import engine_of, run_async, settings_options
+from svc_infra.cli.supervisor import child_command, supervise
 from svc_infra.config import Settings
 from svc_infra.db.migration import require_head
 from svc_infra.logs import configure_logging
@@ -19,21 +21,28 @@ from svc_infra.runtime import Runtime, guarded_sender
 log = structlog.get_logger(__name__)
 
 # Supervisors signal a process and then its group: the same wish, told twice.
-_SAME_SIGNAL_SECONDS = 1.0
+SAME_SIGNAL_SECONDS = 1.0
 
 
 @click.command()
 @click.option(
     "--app", "application", metavar="MODULE:ATTRIBUTE", help="Your own handlers, schedules, topics."
 )
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 64),
+    help="Run this many workers; one that dies is started again.",
+)
 @settings_options
-def run(settings: Settings, application: str | None) -> None:
+def run(settings: Settings, application: str | None, processes: int | None) -> None:
     """Run the worker: jobs, cron, webhook relay and sender in one process.
 
     Any number of workers may share one PostgreSQL. SIGTERM or SIGINT stops gracefully: nothing new is
     claimed, what runs gets worker.grace_seconds, the rest is given back. A second signal stops at once.
     """
     configure_logging(settings.log.level)
+    if processes is not None:
+        sys.exit(run_async(supervise(child_command(sys.argv), processes)))
     loaded = load_application(application) if application else None
     run_async(_run(settings, loaded))
 
@@ -42,7 +51,7 @@ async def _run(settings: Settings, application: Application | None) -> None:
     engine = engine_of(settings)
     sender = guarded_sender(settings.webhooks)
     stop = asyncio.Event()
-    _stop_on_signals(stop)
+    stop_on_signals(stop)
     try:
         await require_head(engine)
         runtime = Runtime(settings, engine, sender, application=application)
@@ -53,14 +62,15 @@ async def _run(settings: Settings, application: Application | None) -> None:
         await engine.dispose()
 
 
-def _stop_on_signals(stop: asyncio.Event) -> None:
+def stop_on_signals(stop: asyncio.Event) -> None:
+    """Set ``stop`` at the first SIGTERM or SIGINT, and end the process at once at a later one."""
     loop = asyncio.get_running_loop()
     first_at = 0.0
 
     def on_signal(name: str) -> None:
         nonlocal first_at
         if stop.is_set():
-            if loop.time() - first_at < _SAME_SIGNAL_SECONDS:
+            if loop.time() - first_at < SAME_SIGNAL_SECONDS:
                 return
             # Whatever was running is rescued when its lease ends; that is what leases are for.
             log.warning("worker.stopped_at_once", signal=name)

@@ -7,7 +7,7 @@ deliveries are both such rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -22,6 +22,7 @@ from sqlalchemy import (
     Table,
     Update,
     and_,
+    any_,
     bindparam,
     literal_column,
     select,
@@ -31,7 +32,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.sql.selectable import FromClause
+from sqlalchemy.sql.selectable import FromClause, TableValuedAlias
 from sqlalchemy.sql.visitors import InternalTraversal
 
 from svc_infra.db.base import IdText, UtcDateTime
@@ -120,13 +121,14 @@ def claim_statement(
     running: str,
     columns: Sequence[Column[Any]] | None = None,
     choose: Callable[[CTE], Select[Any]] | None = None,
+    also: Mapping[str, ColumnElement[Any]] | None = None,
 ) -> Update:
     """Lease what ``candidates`` (a select of ids, ordered, limited) finds, and return the rows.
 
-    ``choose`` may select the ids of only some of the candidates. The CTE is materialized because the planner
-    may otherwise run a sub-select once per joined row and lease more rows than its LIMIT. Rows that others
-    are claiming are skipped, not waited for. Parameters: ``lease_id``, ``lease_seconds``. RETURNING (of
-    ``columns``, else of all) promises no order: the caller sorts.
+    ``choose`` may select the ids of only some of the candidates, ``also`` are further columns to set. The CTE
+    is materialized because the planner may otherwise run a sub-select once per joined row and lease more rows
+    than its LIMIT. Rows that others are claiming are skipped, not waited for. Parameters: ``lease_id``,
+    ``lease_seconds``. RETURNING (of ``columns``, else of all) promises no order: the caller sorts.
     """
     due = (
         candidates.with_for_update(skip_locked=True, of=table)
@@ -142,6 +144,7 @@ def claim_statement(
             attempt=table.c.attempt + 1,
             lease_id=bindparam("lease_id", type_=IdText),
             lease_until=wall_time(_lease_seconds()),
+            **(also or {}),
         )
         .returning(*(table.c if columns is None else columns))
     )
@@ -156,8 +159,8 @@ def extend_statement(table: Table, dialect: str, *, running: str) -> Update:
     claims = CLAIMS.table(dialect)
     held = (
         select(table.c.id)
-        .join(claims, and_(table.c.id == claims.c.id, table.c.lease_id == claims.c.lease_id))
-        .where(in_state(table, running))
+        .select_from(table.join(claims, table.c.id == claims.c.id))
+        .where(is_held(table, claims, running=running))
         .with_for_update(skip_locked=True, of=table)
         .cte("held")
         .prefix_with("MATERIALIZED", dialect="postgresql")
@@ -181,9 +184,20 @@ def expired(table: Table, *, running: str, limit: int | ColumnElement[int]) -> S
     )
 
 
-def is_held(table: Table, claims: Any, *, running: str) -> ColumnElement[bool]:
-    """The fence: this row is still leased under the lease that the claim was given."""
-    return and_(table.c.id == claims.c.id, table.c.lease_id == claims.c.lease_id, in_state(table, running))
+def is_held(table: Table, claims: FromClause, *, running: str) -> ColumnElement[bool]:
+    """The fence: this row is still leased under the lease that the claim was given.
+
+    ``claims`` is a rowset whose first columns are ``id`` and ``lease_id``. PostgreSQL would read all of the
+    index of leased rows, with every dead entry that a long transaction keeps in it, because it expects few;
+    the ids as an array make it look each row up. That a leased row is ``running`` is there said by a check
+    constraint of the table, and not by a condition that would offer that index.
+    """
+    is_same = and_(table.c.id == claims.c.id, table.c.lease_id == claims.c.lease_id)
+    if isinstance(claims, TableValuedAlias):
+        unnest: Any = claims.element
+        ids: ColumnElement[Any] = next(iter(unnest.clauses))
+        return and_(table.c.id == any_(ids), is_same)
+    return and_(is_same, in_state(table, running))
 
 
 def _lease_seconds() -> ColumnElement[Any]:

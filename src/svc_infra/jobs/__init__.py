@@ -9,6 +9,7 @@ from svc_infra.jobs.cron import CatchUp, CronSchedule
 from svc_infra.jobs.executor import process_one
 from svc_infra.jobs.handlers import Handlers
 from svc_infra.jobs.job import Job, JobRequest, JobState
+from svc_infra.jobs.kind import JobKind
 from svc_infra.jobs.memory import InMemoryJobQueue
 from svc_infra.jobs.outcome import Cancel, Complete, Discard, Outcome, Retry, Snooze
 from svc_infra.jobs.queue import JobQueue
@@ -25,6 +26,7 @@ __all__ = [
     "Handlers",
     "InMemoryJobQueue",
     "Job",
+    "JobKind",
     "JobQueue",
     "JobRequest",
     "JobState",

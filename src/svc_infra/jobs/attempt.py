@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from random import Random
@@ -92,12 +93,12 @@ async def attempt(
         Exception: whatever the handler or the database raised. Nothing was kept, except that after an error
             of the commit itself the outcome is unknown: repeat the attempt, and the fence knows.
     """
-    async with session_factory() as session:
+    async with _opened(session_factory) as session:
         is_fenced = jobs[0].database is not None and jobs[0].database == database_of(session)
         held = await _fence(session, jobs, now) if is_fenced else jobs
         reached("handler_before_writes")
         outcomes = await (boundary or Boundary()).run(
-            _run_handler(registration, session, held), timeout_seconds=registration.timeout_seconds
+            _run_handler(registration, session, held), timeout_seconds=registration.timeout_of(held)
         )
         reached("handler_after_writes")
         others = [
@@ -111,6 +112,19 @@ async def attempt(
         await commit(session)
         reached("after_commit")
         return Attempted(held, outcomes, is_fenced)
+
+
+@asynccontextmanager
+async def _opened(session_factory: Callable[[], AsyncSession]) -> AsyncIterator[AsyncSession]:
+    """Open a session and close it; without a task and a switch where its transaction has ended already."""
+    session = session_factory()
+    try:
+        yield session
+    finally:
+        if session.in_transaction():
+            await asyncio.shield(session.close())
+        else:
+            session.sync_session.close()
 
 
 async def commit(session: AsyncSession) -> None:
@@ -154,5 +168,6 @@ async def _run_handler(
 ) -> Mapping[str, Outcome | None]:
     outcomes = await registration.run_in(session, jobs)
     # Here and not in the commit, so that an error of the handler's own rows is the handler's error.
-    await session.flush()
+    if session.new or session.dirty or session.deleted:
+        await session.flush()
     return outcomes

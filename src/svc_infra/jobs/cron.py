@@ -24,6 +24,7 @@ from croniter.croniter import CroniterBadDateError
 from svc_infra.clock import require_utc
 from svc_infra.exceptions import InvalidSchedule
 from svc_infra.jobs.cron_fields import CronFields
+from svc_infra.jobs.timing import Timing
 
 _REFERENCE = datetime(2000, 1, 1, tzinfo=UTC)
 _MINUTE = timedelta(minutes=1)
@@ -114,7 +115,7 @@ class DueFires:
 
 
 def due_fires(
-    schedule: CronSchedule,
+    schedule: Timing,
     *,
     after: datetime,
     now: datetime,

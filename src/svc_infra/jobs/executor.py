@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from random import Random
 from typing import TypeVar
 
@@ -124,7 +125,7 @@ class Executor:
         name, others = registration.name, 0
         for job in result.jobs:
             outcome = result.outcomes.get(job.id)
-            if not isinstance(outcome, Complete | None):
+            if outcome is not None and not isinstance(outcome, Complete):
                 others += 1
                 state = self._decide(registration.policy, job, outcome).transition.state
                 self.stats.count(name, state, outcome=outcome)
@@ -136,15 +137,16 @@ class Executor:
         self.stats.count(name, JobState.COMPLETED, jobs=len(result.jobs) - others)
         if len(result.jobs) < len(jobs):
             self._lost(name, len(jobs) - len(result.jobs))
-        log.debug(
-            "jobs.ran", name=name, jobs=len(result.jobs), not_completed=others, seconds=round(seconds, 4)
-        )
+        if len(jobs) > 1:
+            log.debug(
+                "jobs.ran", name=name, jobs=len(result.jobs), not_completed=others, seconds=round(seconds, 4)
+            )
 
     async def _run_plain(self, registration: Registration, job: Job) -> None:
         """Run a job with no transaction open, and finish it afterwards."""
         try:
             work = registration.run_plain(job)
-            ending: Ending = await Boundary().run(work, timeout_seconds=registration.timeout_seconds)
+            ending: Ending = await Boundary().run(work, timeout_seconds=registration.timeout_of([job]))
         except Exception as error:
             await self._finish(registration.policy, job, error)
         else:
@@ -217,11 +219,12 @@ async def process_one(
     """
     clock = clock or queue.clock
     names = handler.names if isinstance(handler, Handlers) else None
+    versions = handler.versions if isinstance(handler, Handlers) else None
     passed_over: list[Job] = []
     async with Heartbeat(queue, lease_seconds=lease_seconds) as heartbeat:
         try:
             while len(passed_over) < _UNKNOWN_JOBS_SKIPPED:
-                claimed = await _claim_one(queue, names, clock, lease_seconds)
+                claimed = await _claim_one(queue, names, versions, clock, lease_seconds)
                 heartbeat.hold(claimed)
                 if not claimed:
                     return False
@@ -235,12 +238,17 @@ async def process_one(
 
 
 async def _claim_one(
-    queue: JobQueue, names: frozenset[str] | None, clock: Clock, lease_seconds: float
+    queue: JobQueue,
+    names: frozenset[str] | None,
+    versions: dict[str, int] | None,
+    clock: Clock,
+    lease_seconds: float,
 ) -> list[Job]:
     now = clock.now()
-    claimed = await queue.claim(1, names=names, now=now, lease_seconds=lease_seconds)
+    claim = partial(queue.claim, 1, names=names, versions=versions, now=now, lease_seconds=lease_seconds)
+    claimed = await claim()
     if not claimed and any(await queue.rescue(now=now)):
-        claimed = await queue.claim(1, names=names, now=now, lease_seconds=lease_seconds)
+        claimed = await claim()
     return claimed
 
 
@@ -255,7 +263,7 @@ async def _is_run(
     boundary = Boundary()
     try:
         work = registration.run_plain(job)
-        ending: Ending = await boundary.run(work, timeout_seconds=registration.timeout_seconds)
+        ending: Ending = await boundary.run(work, timeout_seconds=registration.timeout_of([job]))
     except UnknownJob:
         return False
     except LeaseLost:

@@ -13,11 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.exceptions import InvalidSettings, NotInTransaction, UnknownJob
 from svc_infra.jobs.job import Job
+from svc_infra.jobs.kind import DEFAULT_TIMEOUT_SECONDS, JobKind
 from svc_infra.jobs.outcome import Outcome
 from svc_infra.jobs.retry import RetryPolicy
 
-DEFAULT_TIMEOUT_SECONDS = 300.0
 DEFAULT_BATCH_SIZE = 500
+__all__ = ["DEFAULT_TIMEOUT_SECONDS", "HandlerKind", "Handlers", "Registration", "SessionFactory"]
 
 SessionFactory = Callable[[], AsyncSession]
 JobHandler = Callable[[Job, AsyncSession], Awaitable[Outcome | None]]
@@ -44,6 +45,13 @@ class Registration:
     policy: RetryPolicy
     timeout_seconds: float
     batch_size: int = 1
+    payload_version: int = 1
+    is_limited: bool = False
+
+    def timeout_of(self, jobs: Sequence[Job]) -> float:
+        """Return how long an attempt may take: a job alone may bring a timeout of its own."""
+        own = jobs[0].timeout_seconds if len(jobs) == 1 else None
+        return self.timeout_seconds if own is None else own
 
     async def run_in(self, session: AsyncSession, jobs: Sequence[Job]) -> Mapping[str, Outcome | None]:
         """Run the function in the transaction of ``session``; what is not in the answer is complete.
@@ -99,6 +107,16 @@ class Handlers:
         """The names of the jobs that these handlers run."""
         return frozenset(self._registrations)
 
+    @property
+    def versions(self) -> dict[str, int]:
+        """The newest version of a payload that is read, by name, where it is above 1."""
+        return {each.name: each.payload_version for each in self if each.payload_version > 1}
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether a kind has a limit on how many of its jobs run at once."""
+        return any(each.is_limited for each in self)
+
     def __getitem__(self, name: str) -> Registration:
         try:
             return self._registrations[name]
@@ -110,27 +128,27 @@ class Handlers:
 
     def add(
         self,
-        name: str,
+        name: str | JobKind,
         function: JobHandler,
         *,
         policy: RetryPolicy | None = None,
-        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        timeout_seconds: float | None = None,
     ) -> None:
         """Run one job in one transaction with its completion.
 
         Raises:
             InvalidSettings: the name is taken, or the timeout is not positive.
         """
-        self._add(Registration(name, HandlerKind.JOB, function, policy or RetryPolicy(), timeout_seconds))
+        self._register(name, HandlerKind.JOB, function, policy, timeout_seconds)
 
     def add_batch(
         self,
-        name: str,
+        name: str | JobKind,
         function: BatchHandler,
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
         policy: RetryPolicy | None = None,
-        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        timeout_seconds: float | None = None,
     ) -> None:
         """Run up to ``batch_size`` jobs at once in one transaction with their completion.
 
@@ -140,33 +158,32 @@ class Handlers:
         Raises:
             InvalidSettings: the name is taken, or a number is not positive.
         """
-        policy = policy or RetryPolicy()
-        self._add(Registration(name, HandlerKind.BATCH, function, policy, timeout_seconds, batch_size))
+        self._register(name, HandlerKind.BATCH, function, policy, timeout_seconds, batch_size)
 
     def add_plain(
         self,
-        name: str,
+        name: str | JobKind,
         function: PlainHandler,
         *,
         policy: RetryPolicy | None = None,
-        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        timeout_seconds: float | None = None,
     ) -> None:
         """Run a job with no transaction open, and finish it afterwards: at least once.
 
         Raises:
             InvalidSettings: the name is taken, or the timeout is not positive.
         """
-        self._add(Registration(name, HandlerKind.PLAIN, function, policy or RetryPolicy(), timeout_seconds))
+        self._register(name, HandlerKind.PLAIN, function, policy, timeout_seconds)
 
-    def job(self, name: str, **options: Any) -> Callable[[H], H]:
+    def job(self, name: str | JobKind, **options: Any) -> Callable[[H], H]:
         """Decorate a function to ``add`` it."""
         return lambda function: self._decorated(self.add, name, function, options)
 
-    def batch(self, name: str, **options: Any) -> Callable[[H], H]:
+    def batch(self, name: str | JobKind, **options: Any) -> Callable[[H], H]:
         """Decorate a function to ``add_batch`` it."""
         return lambda function: self._decorated(self.add_batch, name, function, options)
 
-    def plain(self, name: str, **options: Any) -> Callable[[H], H]:
+    def plain(self, name: str | JobKind, **options: Any) -> Callable[[H], H]:
         """Decorate a function to ``add_plain`` it."""
         return lambda function: self._decorated(self.add_plain, name, function, options)
 
@@ -196,13 +213,35 @@ class Handlers:
         registration = self[job.name]
         if registration.kind is HandlerKind.PLAIN:
             work = registration.run_plain(job)
-            return await Boundary().run(work, timeout_seconds=registration.timeout_seconds)
+            return await Boundary().run(work, timeout_seconds=registration.timeout_of([job]))
         if self.session_factory is None:
             raise NotInTransaction(f"{job.name!r} needs a session; make Handlers(session_factory)")
         result = await attempt(
             registration, [job], self.session_factory, now=self._clock.now(), rng=self._rng
         )
         return result.outcomes.get(job.id)
+
+    def _register(
+        self,
+        name: str | JobKind,
+        handler_kind: HandlerKind,
+        function: Callable[..., Awaitable[Any]],
+        policy: RetryPolicy | None,
+        timeout_seconds: float | None,
+        batch_size: int = 1,
+    ) -> None:
+        kind = name if isinstance(name, JobKind) else JobKind(name)
+        registration = Registration(
+            kind.name,
+            handler_kind,
+            function,
+            policy or kind.policy,
+            kind.timeout_seconds if timeout_seconds is None else timeout_seconds,
+            batch_size,
+            kind.version,
+            kind.limit is not None,
+        )
+        self._add(registration)
 
     def _add(self, registration: Registration) -> None:
         if registration.name in self._registrations:
@@ -212,6 +251,6 @@ class Handlers:
         self._registrations[registration.name] = registration
 
     @staticmethod
-    def _decorated(add: Callable[..., None], name: str, function: H, options: dict[str, Any]) -> H:
+    def _decorated(add: Callable[..., None], name: str | JobKind, function: H, options: dict[str, Any]) -> H:
         add(name, function, **options)
         return function

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 
 import structlog
@@ -27,12 +27,22 @@ _NOTABLE_LAG_SECONDS = 1.0
 class Heartbeat:
     """Extends the leases of the jobs given to ``hold`` every third of ``lease_seconds``.
 
+    At each beat it also asks which of them somebody wants cancelled, and calls ``on_cancel`` in the worker's
+    loop with the reasons by job id.
+
     Use as an async context manager. For a queue that only this process sees there is nothing to do in a
     thread: it beats in the loop itself, and ``beat`` before every rescue.
     """
 
-    def __init__(self, queue: JobQueue, *, lease_seconds: float = DEFAULT_LEASE_SECONDS) -> None:
+    def __init__(
+        self,
+        queue: JobQueue,
+        *,
+        lease_seconds: float = DEFAULT_LEASE_SECONDS,
+        on_cancel: Callable[[Mapping[str, str]], None] | None = None,
+    ) -> None:
         self._queue = queue
+        self._on_cancel = on_cancel
         self._lease_seconds = lease_seconds
         self._interval_seconds = lease_seconds / 3
         self._held: dict[str, Job] = {}
@@ -41,6 +51,7 @@ class Heartbeat:
         self._thread_loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._in_loop: asyncio.Task[None] | None = None
+        self._main_loop: asyncio.AbstractEventLoop | None = None
         self._answered_at = 0.0
 
     def hold(self, jobs: Iterable[Job]) -> None:
@@ -67,11 +78,11 @@ class Heartbeat:
 
     async def __aenter__(self) -> Heartbeat:
         own = self._queue.for_heartbeat()
+        main_loop = self._main_loop = asyncio.get_running_loop()
         if own is None:
             self._stop = asyncio.Event()
             self._in_loop = asyncio.create_task(self._run(self._queue, self._stop))
             return self
-        main_loop = asyncio.get_running_loop()
         is_ready = threading.Event()
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._run_in_thread(own, main_loop, is_ready)),
@@ -129,6 +140,14 @@ class Heartbeat:
             held = list(self._held.values())
         if held:
             await queue.extend(held, lease_seconds=self._lease_seconds)
+            if self._on_cancel is not None and isinstance(queue, SqlJobQueue):
+                self._tell(await queue.wishes_to_cancel(held))
+
+    def _tell(self, reasons: Mapping[str, str]) -> None:
+        """Pass on, in the worker's loop, which held jobs somebody wants cancelled."""
+        loop, on_cancel = self._main_loop, self._on_cancel
+        if reasons and loop is not None and on_cancel is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(on_cancel, reasons)
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Log when the worker's loop has not answered since the last beat."""

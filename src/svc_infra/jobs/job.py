@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from svc_infra.canonical import JsonValue, compact_json, plain_json
 from svc_infra.exceptions import InvalidPayload
 
+if TYPE_CHECKING:
+    from svc_infra.jobs.limit import Limit
+    from svc_infra.jobs.uniqueness import Unique
+
 MAX_NAME_LENGTH = 200
 MAX_QUEUE_LENGTH = 100
 MAX_TENANT_ID_LENGTH = 255
+MAX_TRACE_CONTEXT_LENGTH = 255
+MAX_GROUP_LENGTH = 40
 MAX_PAYLOAD_BYTES = 256 * 1024
 DEFAULT_QUEUE = "default"
 DEFAULT_MAX_ATTEMPTS = 20
 _MAX_PRIORITY = 2**31 - 1
+
+
+def is_plain(request: JobRequest) -> bool:
+    """Whether the request asks for none of the rarer columns, so that the shorter statement does."""
+    return (
+        request.unique is None
+        and request.payload_version == 1
+        and request.metadata is None
+        and request.trace_context is None
+        and request.timeout_seconds is None
+        and request.limit is None
+        and request.group_id is None
+        and request.waits_for is None
+    )
 
 
 class JobState(StrEnum):
@@ -39,6 +60,9 @@ class Job:
 
     ``attempt`` is the number of the current attempt, counted when the job is claimed and so 0 before the
     first claim. A lower ``priority`` runs first. ``rescues`` counts the leases that expired on this job.
+    ``payload_version`` is that of its kind when it was enqueued; ``metadata`` and ``trace_context`` (a W3C
+    traceparent) are carried along for whoever reads them; ``timeout_seconds`` come before its handler's.
+    It belongs to the group ``group_id`` and is claimed once the group ``waits_for`` has finished.
     ``lease_id`` is the fence of this claim: only its holder may finish the job. ``database`` names where the
     fence can be written; a job of a memory queue has none.
     """
@@ -56,6 +80,12 @@ class Job:
     lease_id: str | None = None
     rescues: int = 0
     last_error: str | None = None
+    payload_version: int = 1
+    metadata: dict[str, Any] | None = None
+    trace_context: str | None = None
+    timeout_seconds: float | None = None
+    group_id: str | None = None
+    waits_for: str | None = None
     database: str | None = None
 
     @property
@@ -70,7 +100,8 @@ class JobRequest:
 
     ``payload`` is replaced by its plain JSON data (decimals and instants as text), a copy that later changes
     of the caller's dict do not reach; ``payload_json`` is its text. Without ``run_at`` the job is due at
-    once, without ``max_attempts`` the retry policy of its name decides.
+    once, without ``max_attempts`` the retry policy of its name decides. With ``unique`` it may be a duplicate
+    of a job that is there, which then stands for it.
 
     Raises:
         InvalidPayload: a field is missing, too long or not storable; the message names it.
@@ -83,6 +114,14 @@ class JobRequest:
     priority: int = 0
     run_at: datetime | None = None
     max_attempts: int | None = None
+    unique: Unique | None = None
+    payload_version: int = 1
+    metadata: dict[str, Any] | None = None
+    trace_context: str | None = None
+    timeout_seconds: float | None = None
+    limit: Limit | None = None
+    group_id: str | None = None
+    waits_for: str | None = None
     payload_json: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -96,6 +135,19 @@ class JobRequest:
             raise InvalidPayload(f"run_at of job {self.name!r} has no UTC offset; pass an aware datetime")
         if self.max_attempts is not None and self.max_attempts < 1:
             raise InvalidPayload(f"max_attempts of job {self.name!r} is {self.max_attempts}; the least is 1")
+        if self.payload_version < 1:
+            raise InvalidPayload(
+                f"payload_version of job {self.name!r} is {self.payload_version}; it is from 1"
+            )
+        if self.timeout_seconds is not None and not 0 < self.timeout_seconds < math.inf:
+            raise InvalidPayload(f"timeout_seconds of job {self.name!r} must be positive")
+        if self.trace_context is not None:
+            _check_text("trace_context", self.trace_context, MAX_TRACE_CONTEXT_LENGTH)
+        for group in (self.group_id, self.waits_for):
+            if group is not None:
+                _check_text("group", group, MAX_GROUP_LENGTH)
+        if self.metadata is not None:
+            object.__setattr__(self, "metadata", _encode(self.metadata)[0])
         plain, text = _encode(self.payload)
         object.__setattr__(self, "payload", plain)
         object.__setattr__(self, "payload_json", text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +16,10 @@ from sqlalchemy.orm import Session
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.db.after_commit import call_after_commit
 from svc_infra.db.base import new_id
-from svc_infra.jobs.job import DEFAULT_MAX_ATTEMPTS, FINISHED, Job, JobState, encode_payload
+from svc_infra.exceptions import InvalidPayload
+from svc_infra.jobs.enqueueing import new_job
+from svc_infra.jobs.job import FINISHED, Job, JobState, encode_payload
+from svc_infra.jobs.kind import JobKind, Payload
 from svc_infra.jobs.outcome import Transition
 from svc_infra.jobs.queue import (
     DEFAULT_LEASE_SECONDS,
@@ -64,7 +67,7 @@ class InMemoryJobQueue:
         """All jobs as they are stored, in the order in which they were enqueued."""
         return [self._stored(record) for record in self._records.values()]
 
-    def enqueue(self, name: str, payload: dict[str, Any] | None = None, **options: Any) -> Job:
+    def enqueue(self, name: str | JobKind, payload: Payload = None, **options: Any) -> Job:
         """Store the job; see ``Enqueuer.enqueue``."""
         job = self._new_job(name, payload, options)
         self._store(job)
@@ -79,7 +82,9 @@ class InMemoryJobQueue:
         limit: int,
         *,
         names: Collection[str] | None = None,
+        versions: Mapping[str, int] | None = None,
         queues: Collection[str] | None = None,
+        has_limits: bool = False,
         now: datetime | None = None,
         lease_seconds: float = DEFAULT_LEASE_SECONDS,
     ) -> list[Job]:
@@ -94,7 +99,10 @@ class InMemoryJobQueue:
             if record is None or record.entry != entry[1] or record.state is not JobState.AVAILABLE:
                 continue
             job = record.job
-            is_ours = (names is None or job.name in names) and (queues is None or job.queue in queues)
+            is_known = names is None or (
+                job.name in names and job.payload_version <= (versions or {}).get(job.name, 1)
+            )
+            is_ours = is_known and (queues is None or job.queue in queues)
             if not is_ours or job.run_at > at or (job.rescues and chosen):
                 passed_over.append(entry)
                 continue
@@ -169,20 +177,14 @@ class InMemoryJobQueue:
         """Return nothing: no other process or thread can see this queue."""
         return None
 
-    def _new_job(self, name: str, payload: dict[str, Any] | None, options: dict[str, Any]) -> Job:
+    def _new_job(self, name: str | JobKind, payload: Payload, options: dict[str, Any]) -> Job:
         now = self.clock.now()
         request = make_request(name, payload, now=now, **options)
-        return Job(
-            id=new_id(),
-            name=request.name,
-            payload=request.payload,
-            run_at=request.run_at or now,
-            created_at=now,
-            queue=request.queue,
-            tenant_id=request.tenant_id,
-            priority=request.priority,
-            max_attempts=request.max_attempts or DEFAULT_MAX_ATTEMPTS,
-        )
+        if request.unique is not None:
+            raise InvalidPayload("the memory queue has no unique jobs; use a SqlJobQueue")
+        if request.limit is not None or request.waits_for is not None:
+            raise InvalidPayload("the memory queue has no limits and no groups; use a SqlJobQueue")
+        return new_job(request, now=now)
 
     def _store(self, job: Job) -> None:
         record = self._records[job.id] = _Record(job, JobState.AVAILABLE, encode_payload(job.payload))
@@ -244,7 +246,7 @@ class _Bound:
         self._queue = queue
         self._session = session
 
-    def enqueue(self, name: str, payload: dict[str, Any] | None = None, **options: Any) -> Job:
+    def enqueue(self, name: str | JobKind, payload: Payload = None, **options: Any) -> Job:
         job = self._queue._new_job(name, payload, options)
         call_after_commit(self._session, lambda: self._queue._store(job))
         return job

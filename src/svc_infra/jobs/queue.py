@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 
+from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from svc_infra.clock import Clock
 from svc_infra.jobs.job import DEFAULT_QUEUE, FINISHED, Job, JobRequest, JobState
+from svc_infra.jobs.kind import JobKind, Payload
+from svc_infra.jobs.limit import Limit
 from svc_infra.jobs.outcome import Transition
+from svc_infra.jobs.uniqueness import Unique
 
 DEFAULT_LEASE_SECONDS = 30.0
 
@@ -46,8 +50,8 @@ class Enqueuer(Protocol):
 
     def enqueue(
         self,
-        name: str,
-        payload: dict[str, Any] | None = None,
+        name: str | JobKind,
+        payload: Payload = None,
         *,
         queue: str = DEFAULT_QUEUE,
         tenant_id: str | None = None,
@@ -55,11 +59,20 @@ class Enqueuer(Protocol):
         run_at: datetime | None = None,
         delay_seconds: float = 0,
         max_attempts: int | None = None,
+        unique: Unique | None = None,
+        metadata: dict[str, Any] | None = None,
+        trace_context: str | None = None,
+        timeout_seconds: float | None = None,
+        limit: Limit | None = None,
+        group_id: str | None = None,
+        waits_for: str | None = None,
     ) -> Job:
         """Record the job, un-awaited. It exists once the transaction that it is bound to has committed.
 
+        A ``JobKind`` in the place of the name brings its defaults and checks the payload.
         ``run_at`` and ``delay_seconds`` (added to ``run_at`` or to now) are business time; a lower
-        ``priority`` runs first.
+        ``priority`` runs first. With ``unique`` the job may turn out, when it is written, to be a duplicate:
+        then it is not stored, and the one that is there stands for it. ``SqlJobQueue.enqueue_unique`` tells.
 
         Raises:
             InvalidPayload: the request cannot be stored; the message names the field.
@@ -85,14 +98,19 @@ class JobQueue(Enqueuer, Protocol):
         limit: int,
         *,
         names: Collection[str] | None = None,
+        versions: Mapping[str, int] | None = None,
         queues: Collection[str] | None = None,
+        has_limits: bool = False,
         now: datetime | None = None,
         lease_seconds: float = DEFAULT_LEASE_SECONDS,
     ) -> list[Job]:
         """Lease up to ``limit`` due jobs in the order (priority, run_at, id), counting an attempt for each.
 
         A job that was rescued is returned alone, for it may be what killed its process. ``names`` and
-        ``queues`` of None take all; a job of another name is left.
+        ``queues`` of None take all; a job of another name is left. ``versions`` are the newest versions of
+        payloads that the claimer reads, by name, where they are above 1; a job of a newer one is left too.
+        ``has_limits`` lets jobs of limited kinds come first, as far as slots are free; otherwise they are
+        looked for where others leave room.
         """
         ...
 
@@ -128,8 +146,8 @@ class JobQueue(Enqueuer, Protocol):
 
 
 def make_request(
-    name: str,
-    payload: dict[str, Any] | None,
+    name: str | JobKind,
+    payload: Payload,
     *,
     now: datetime,
     run_at: datetime | None = None,
@@ -139,6 +157,10 @@ def make_request(
     """Return the checked request of an ``enqueue`` call, with the delay worked into ``run_at``."""
     if delay_seconds:
         run_at = (run_at or now) + timedelta(seconds=delay_seconds)
+    if isinstance(name, JobKind):
+        return name.request(payload, run_at=run_at, **fields)
+    if isinstance(payload, BaseModel):
+        payload = payload.model_dump(mode="json")
     return JobRequest(name, {} if payload is None else payload, run_at=run_at, **fields)
 
 

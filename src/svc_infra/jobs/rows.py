@@ -5,7 +5,7 @@ Asynchronous code comes here through ``await session.run_sync(...)``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,23 +13,21 @@ from sqlalchemy.orm import Session
 
 from svc_infra.db.base import new_id
 from svc_infra.db.leases import CLAIMS
-from svc_infra.jobs.job import DEFAULT_MAX_ATTEMPTS, Job, JobRequest, JobState
+from svc_infra.jobs.job import Job, JobState
 from svc_infra.jobs.queue import Finish, Rescued, claim_order
 from svc_infra.jobs.statements import (
     ENDED,
-    JOB_COLUMNS,
-    NEW_JOBS,
+    ClaimFilters,
+    cancellations_statement,
     claim_by,
     complete_statement,
     extend_leases,
     finish_statement,
-    insert_statement,
+    outdated_cancellations,
     prune_statement,
     release_statement,
     rescue_statement,
 )
-
-_JOB_FIELDS = tuple(column.name for column in JOB_COLUMNS)
 
 
 def dialect_of(session: Session) -> str:
@@ -39,33 +37,47 @@ def dialect_of(session: Session) -> str:
 
 def job_from_row(row: Sequence[Any], database: str | None) -> Job:
     """Return the job in a row of ``JOB_COLUMNS``."""
-    return Job(**dict(zip(_JOB_FIELDS, row, strict=True)), database=database)
+    # Spelled out: this runs once a job, and keywords from a dict take twice as long.
+    job_id, name, payload, run_at, created_at, queue, tenant_id, priority, *rest = row
+    attempt, max_attempts, lease_id, rescues, last_error, *rest = rest
+    payload_version, metadata, trace_context, timeout_seconds, group_id, waits_for = rest
+    return Job(
+        id=job_id,
+        name=name,
+        payload=payload,
+        run_at=run_at,
+        created_at=created_at,
+        queue=queue,
+        tenant_id=tenant_id,
+        priority=priority,
+        attempt=attempt,
+        max_attempts=max_attempts,
+        lease_id=lease_id,
+        rescues=rescues,
+        last_error=last_error,
+        payload_version=payload_version,
+        metadata=metadata,
+        trace_context=trace_context,
+        timeout_seconds=timeout_seconds,
+        group_id=group_id,
+        waits_for=waits_for,
+        database=database,
+    )
 
 
-def insert_jobs(session: Session, requests: Sequence[JobRequest], *, now: datetime) -> list[str]:
-    """Insert many jobs in one statement and return their ids in the order of ``requests``.
-
-    A request without ``run_at`` is due at ``now``, which is business time.
-    """
-    if not requests:
-        return []
-    ids = [new_id() for _ in requests]
-    rows = [
-        (
-            job_id,
-            request.name,
-            request.queue,
-            request.tenant_id,
-            request.payload_json,
-            request.priority,
-            request.max_attempts or DEFAULT_MAX_ATTEMPTS,
-            request.run_at or now,
-        )
-        for job_id, request in zip(ids, requests, strict=True)
-    ]
-    dialect = dialect_of(session)
-    session.execute(insert_statement(dialect), {**NEW_JOBS.parameters(dialect, rows), "now": now})
-    return ids
+def claim_filters(
+    *, names: Collection[str] | None, versions: Mapping[str, int] | None, queues: Collection[str] | None
+) -> tuple[ClaimFilters, dict[str, Any]]:
+    """Return which conditions a claim has, and their parameters."""
+    newer = [(name, number) for name, last in (versions or {}).items() for number in range(2, last + 1)]
+    parameters: dict[str, Any] = {}
+    if names is not None:
+        parameters["names"] = sorted(names)
+    if queues is not None:
+        parameters["queues"] = sorted(queues)
+    if newer and names is not None:
+        parameters["versions"] = newer
+    return ClaimFilters(names is not None, queues is not None, "versions" in parameters), parameters
 
 
 def claim_jobs(
@@ -73,23 +85,22 @@ def claim_jobs(
     limit: int,
     *,
     names: Collection[str] | None,
+    versions: Mapping[str, int] | None,
     queues: Collection[str] | None,
     now: datetime,
     lease_seconds: float,
     database: str,
 ) -> list[Job]:
-    """Lease up to ``limit`` due jobs, in claim order; a rescued one alone."""
-    parameters: dict[str, Any] = {
+    """Lease up to ``limit`` due jobs of kinds without a limit, in claim order; a rescued one alone."""
+    filters, parameters = claim_filters(names=names, versions=versions, queues=queues)
+    parameters |= {
         "limit": limit,
         "now": now,
         "lease_id": new_id(),
         "lease_seconds": float(lease_seconds),
     }
-    if names is not None:
-        parameters["names"] = sorted(names)
-    if queues is not None:
-        parameters["queues"] = sorted(queues)
-    rows = session.execute(claim_by(names is not None, queues is not None), parameters).all()
+    statement = claim_by(*filters)
+    rows = session.execute(statement, parameters).all()
     assert len(rows) <= limit, f"claimed {len(rows)} jobs with a limit of {limit}"
     return sorted((job_from_row(row, database) for row in rows), key=claim_order)
 
@@ -138,10 +149,20 @@ def rescue_jobs(session: Session, *, now: datetime, limit: int) -> Rescued:
     return Rescued(len(states) - discarded, discarded)
 
 
+def cancellations_of(session: Session, ids: Sequence[str]) -> dict[str, str]:
+    """Return the reasons, by job id, for which these running jobs are to be cancelled."""
+    dialect = dialect_of(session)
+    parameters = CLAIMS.parameters(dialect, [(job_id, "") for job_id in ids])
+    return {
+        job_id: reason for job_id, reason in session.execute(cancellations_statement(dialect), parameters)
+    }
+
+
 def prune_jobs(
     session: Session, *, finished_before: datetime, states: Collection[JobState], limit: int
 ) -> int:
     """Delete up to ``limit`` jobs in these states that finished before then; return how many."""
+    session.execute(outdated_cancellations())
     parameters = {"before": finished_before, "states": [state.value for state in states], "limit": limit}
     return len(session.execute(prune_statement(), parameters).all())
 

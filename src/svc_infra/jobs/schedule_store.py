@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple, Protocol
@@ -15,10 +15,11 @@ from sqlalchemy.orm import Session
 from svc_infra.db.base import UtcDateTime
 from svc_infra.db.rowset import Rowset
 from svc_infra.failpoints import reached
+from svc_infra.jobs.enqueueing import enqueue_all, insert_jobs
 from svc_infra.jobs.job import JobRequest
 from svc_infra.jobs.models import CronFireRow, ScheduleRow
 from svc_infra.jobs.queue import Enqueuer
-from svc_infra.jobs.rows import dialect_of, insert_jobs
+from svc_infra.jobs.rows import dialect_of
 
 _schedules = ScheduleRow.metadata.tables[ScheduleRow.__tablename__]
 _fires = CronFireRow.metadata.tables[CronFireRow.__tablename__]
@@ -122,7 +123,14 @@ class InMemoryScheduleStore:
                 continue
             self._fires.add((schedule, fire_at))
             if request is not None:
-                self._queue.enqueue(request.name, request.payload, queue=request.queue, run_at=request.run_at)
+                self._queue.enqueue(
+                    request.name,
+                    request.payload,
+                    queue=request.queue,
+                    run_at=request.run_at,
+                    unique=request.unique,
+                    limit=request.limit,
+                )
                 enqueued += 1
         self._fired_until[schedule] = max(fired_until, self._fired_until[schedule])
         return enqueued
@@ -138,20 +146,49 @@ def _fire(
 ) -> int:
     """Insert the fires; whoever's row stands owns the fire, and only its owner enqueues the job."""
     dialect = dialect_of(session)
-    requests = {fire.fire_at: fire.request for fire in fires}
+    is_paused = session.execute(_is_paused(), {"schedule": schedule}).scalar_one_or_none() is not None
+    requests = {fire.fire_at: None if is_paused else fire.request for fire in fires}
     enqueued = 0
     if requests:
         rows = [(schedule, fire_at, None) for fire_at in sorted(requests)]
         parameters = {**_NEW_FIRES.parameters(dialect, rows), "now": now}
         won = sorted(session.execute(_insert_fires(dialect), parameters).scalars())
         owned = [(at, request) for at in won if (request := requests[at]) is not None]
-        job_ids = insert_jobs(session, [request for _, request in owned], now=now)
-        if job_ids:
-            links = [(schedule, at, job_id) for (at, _), job_id in zip(owned, job_ids, strict=True)]
+        links = _enqueue(session, schedule, owned, now=now)
+        if links:
             session.execute(_link_jobs(dialect), _NEW_FIRES.parameters(dialect, links))
-        enqueued = len(job_ids)
+        enqueued = len(links)
     session.execute(_advance(), {"schedule": schedule, "until": fired_until, "now": now})
     return enqueued
+
+
+def _enqueue(
+    session: Session, schedule: str, fires: Sequence[tuple[datetime, JobRequest]], *, now: datetime
+) -> list[tuple[str, datetime, str]]:
+    """Enqueue the jobs of fires; one that overlaps with an earlier one may have none of its own."""
+    requests = [request for _, request in fires]
+    if any(request.unique is not None for request in requests):
+        made = [(done.job.id, done.is_new) for done in enqueue_all(session, requests, now=now)]
+    else:
+        made = [(job_id, True) for job_id in insert_jobs(session, requests, now=now)]
+    return [
+        (schedule, fire_at, job_id)
+        for (fire_at, _), (job_id, is_new) in zip(fires, made, strict=True)
+        if is_new
+    ]
+
+
+def record_fire(
+    session: Session, schedule: str, request: JobRequest, *, fire_at: datetime, now: datetime
+) -> str | None:
+    """Record one fire out of turn with its job; return the job's id, or None if the fire was there."""
+    dialect = dialect_of(session)
+    parameters = _NEW_FIRES.parameters(dialect, [(schedule, fire_at, None)])
+    if not session.execute(_insert_fires(dialect), {**parameters, "now": now}).scalars().all():
+        return None
+    (job_id,) = insert_jobs(session, [request], now=now)
+    session.execute(_link_jobs(dialect), _NEW_FIRES.parameters(dialect, [(schedule, fire_at, job_id)]))
+    return job_id
 
 
 @cache
@@ -178,6 +215,13 @@ def _link_jobs(dialect: str) -> Any:
         .where(_fires.c.schedule == new.c.schedule, _fires.c.fire_at == new.c.fire_at)
         .values(job_id=new.c.job_id)
     )
+
+
+@cache
+def _is_paused() -> Any:
+    """Locked, so that a pause that is being made comes before these fires or after them."""
+    name = _schedules.c.name == bindparam("schedule", type_=String)
+    return select(_schedules.c.paused_at).where(name).with_for_update()
 
 
 @cache

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from enum import StrEnum
+from hashlib import sha256
 from typing import Any
 
 import structlog
@@ -13,10 +16,13 @@ import structlog
 from svc_infra.canonical import canonical_instant
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.exceptions import InvalidSchedule
-from svc_infra.jobs.cron import CatchUp, CronSchedule, DueFires, due_fires
+from svc_infra.jobs.cron import CatchUp, DueFires, due_fires
 from svc_infra.jobs.job import DEFAULT_QUEUE, JobRequest
+from svc_infra.jobs.limit import Limit
 from svc_infra.jobs.loop import run_loop
 from svc_infra.jobs.schedule_store import Fire, ScheduleStore
+from svc_infra.jobs.timing import NEVER, Timing
+from svc_infra.jobs.uniqueness import Unique
 
 log = structlog.get_logger(__name__)
 
@@ -25,35 +31,64 @@ FIRES_KEPT = timedelta(days=400)
 _MAX_NAME_LENGTH = 200
 
 
+class Overlap(StrEnum):
+    """What to do with a fire while the job of an earlier one waits or runs.
+
+    ``parallel`` runs both, ``queue`` runs them one after the other, and ``skip`` makes no job for it.
+    """
+
+    PARALLEL = "parallel"
+    QUEUE = "queue"
+    SKIP = "skip"
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """A job that is enqueued at every fire of ``cron``, with ``fire_at`` (ISO 8601, ``Z``) in its payload.
 
-    ``catch_up`` says what becomes of fires that were missed while no scheduler ran; ``cap`` is how many of
-    them one tick takes.
+    ``cron`` may also be an ``Every`` or a ``Once``. ``catch_up`` says what becomes of fires that were missed
+    while no scheduler ran; ``cap`` is how many of them one tick takes. ``overlap`` says what becomes of a
+    fire while the job of an earlier one has not finished. Each job starts up to ``jitter_seconds`` after its
+    fire: how much is fixed by the schedule's name and the fire, so that every scheduler says the same.
 
     Raises:
-        InvalidSchedule: the name is empty or too long, or the cap is not positive.
+        InvalidSchedule: the name is empty or too long, the cap is not positive, or the jitter is negative.
     """
 
     name: str
-    cron: CronSchedule
+    cron: Timing
     job_name: str
     payload: dict[str, Any] = field(default_factory=dict)
     queue: str = DEFAULT_QUEUE
     catch_up: CatchUp = CatchUp.ALL
     cap: int = 1_000
+    overlap: Overlap = Overlap.PARALLEL
+    jitter_seconds: float = 0
 
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > _MAX_NAME_LENGTH:
             raise InvalidSchedule(f"a schedule's name has 1 to {_MAX_NAME_LENGTH} characters: {self.name!r}")
+        if not 0 <= self.jitter_seconds < math.inf:
+            raise InvalidSchedule(f"jitter_seconds of schedule {self.name!r} must not be negative")
         if self.cap < 1:
             raise InvalidSchedule(f"the cap of schedule {self.name!r} is {self.cap}; the least is 1")
 
     def request(self, fire_at: datetime) -> JobRequest:
         """Return the job of the fire at ``fire_at``."""
         payload = {**self.payload, "fire_at": canonical_instant(fire_at)}
-        return JobRequest(self.job_name, payload, queue=self.queue, run_at=fire_at)
+        key = f"schedule:{self.name}"
+        return JobRequest(
+            self.job_name,
+            payload,
+            queue=self.queue,
+            run_at=fire_at + self._jitter(fire_at),
+            unique=Unique(key) if self.overlap is Overlap.SKIP else None,
+            limit=Limit(1, shared_key=key) if self.overlap is Overlap.QUEUE else None,
+        )
+
+    def _jitter(self, fire_at: datetime) -> timedelta:
+        digest = sha256(f"{self.name} {canonical_instant(fire_at)}".encode()).digest()
+        return timedelta(seconds=self.jitter_seconds * int.from_bytes(digest[:4], "big") / 2**32)
 
 
 class Scheduler:
@@ -105,7 +140,8 @@ class Scheduler:
             self._next_fires.get(name) or schedule.cron.next_fire(after)
             for name, schedule in self._schedules.items()
         ]
-        return min(fires, default=None)
+        first = min(fires, default=NEVER)
+        return None if first == NEVER else first
 
     async def tick(self) -> int:
         """Enqueue the jobs of all fires that are due and return how many were enqueued.

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import URL, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from svc_infra.clock import Clock, SystemClock
-from svc_infra.db.base import new_id
 from svc_infra.db.session import make_engine, make_session_factory
 from svc_infra.exceptions import NotInTransaction
 from svc_infra.failpoints import reached
 from svc_infra.jobs import rows, statements
-from svc_infra.jobs.job import DEFAULT_MAX_ATTEMPTS, FINISHED, Job, JobRequest, JobState
-from svc_infra.jobs.models import JobRow
+from svc_infra.jobs.enqueueing import Enqueued, add_job, enqueue_all, insert_jobs
+from svc_infra.jobs.job import FINISHED, Job, JobRequest, JobState
+from svc_infra.jobs.kind import JobKind, Payload
+from svc_infra.jobs.limited_claim import claim_limited
 from svc_infra.jobs.queue import (
     DEFAULT_LEASE_SECONDS,
     Enqueuer,
@@ -26,7 +27,6 @@ from svc_infra.jobs.queue import (
     StoredJob,
     make_request,
 )
-from svc_infra.jobs.rows import insert_jobs
 
 __all__ = ["SqlJobQueue", "database_of", "insert_jobs", "sync_session"]
 
@@ -64,11 +64,16 @@ class SqlJobQueue:
         self.session_factory = session_factory
         self.clock: Clock = clock or SystemClock()
 
+    @property
+    def url(self) -> URL:
+        """The address of the database."""
+        return self.session_factory().sync_session.get_bind().engine.url
+
     def bind(self, session: Session | AsyncSession) -> Enqueuer:
         """Return an enqueuer that adds its jobs to ``session``."""
         return _Bound(sync_session(session), self.clock)
 
-    def enqueue(self, name: str, payload: dict[str, Any] | None = None, **options: Any) -> Job:
+    def enqueue(self, name: str | JobKind, payload: Payload = None, **options: Any) -> Job:
         """Refuse: a job of a durable queue belongs to a transaction.
 
         Raises:
@@ -84,12 +89,27 @@ class SqlJobQueue:
         now = self.clock.now()
         return await session.run_sync(lambda sync: insert_jobs(sync, requests, now=now))
 
+    async def enqueue_unique(
+        self, session: AsyncSession, name: str | JobKind, payload: Payload = None, **options: Any
+    ) -> Enqueued:
+        """Enqueue one job in the transaction of ``session`` now, and return the job that stands for it.
+
+        The options are those of ``enqueue``. With ``unique`` that job may be one that was there already. A
+        duplicate that another transaction has not committed yet is waited for.
+        """
+        now = self.clock.now()
+        request = make_request(name, payload, now=now, **options)
+        (enqueued,) = await session.run_sync(lambda sync: enqueue_all(sync, [request], now=now))
+        return enqueued
+
     async def claim(
         self,
         limit: int,
         *,
         names: Collection[str] | None = None,
+        versions: Mapping[str, int] | None = None,
         queues: Collection[str] | None = None,
+        has_limits: bool = False,
         now: datetime | None = None,
         lease_seconds: float = DEFAULT_LEASE_SECONDS,
     ) -> list[Job]:
@@ -99,15 +119,19 @@ class SqlJobQueue:
         due_at = now or self.clock.now()
 
         def claim(session: Session) -> list[Job]:
-            claimed = rows.claim_jobs(
-                session,
-                limit,
-                names=names,
-                queues=queues,
-                now=due_at,
-                lease_seconds=lease_seconds,
-                database=database_of(session),
-            )
+            options: dict[str, Any] = {
+                "names": names,
+                "versions": versions,
+                "queues": queues,
+                "now": due_at,
+                "lease_seconds": lease_seconds,
+                "database": database_of(session),
+            }
+            claimed = claim_limited(session, limit, **options) if has_limits else []
+            if _has_room(claimed, limit):
+                claimed += rows.claim_jobs(session, limit - len(claimed), **options)
+                if not has_limits and _has_room(claimed, limit):
+                    claimed += claim_limited(session, limit - len(claimed), **options)
             reached("after_claim")
             return claimed
 
@@ -126,6 +150,11 @@ class SqlJobQueue:
         return await self._in_transaction(
             lambda session: rows.extend_jobs(session, claimed, lease_seconds=lease_seconds)
         )
+
+    async def wishes_to_cancel(self, jobs: Iterable[Job]) -> dict[str, str]:
+        """Return which of these jobs somebody wants cancelled, with the reasons by id."""
+        ids = [job.id for job in jobs]
+        return await self._in_transaction(lambda session: rows.cancellations_of(session, ids))
 
     async def release(self, jobs: Iterable[Job]) -> set[str]:
         """Give jobs and their attempts back; see ``JobQueue.release``."""
@@ -184,6 +213,11 @@ class SqlJobQueue:
             return result
 
 
+def _has_room(claimed: Sequence[Job], limit: int) -> bool:
+    """Whether more may be claimed: a rescued job may be what killed its process, and is run alone."""
+    return len(claimed) < limit and not any(job.rescues for job in claimed)
+
+
 class _Bound:
     """A durable queue in the transaction of one session: jobs are its pending objects until the flush."""
 
@@ -191,33 +225,6 @@ class _Bound:
         self._session = session
         self._clock = clock
 
-    def enqueue(self, name: str, payload: dict[str, Any] | None = None, **options: Any) -> Job:
+    def enqueue(self, name: str | JobKind, payload: Payload = None, **options: Any) -> Job:
         now = self._clock.now()
-        request = make_request(name, payload, now=now, **options)
-        row = JobRow(
-            id=new_id(),
-            name=request.name,
-            queue=request.queue,
-            tenant_id=request.tenant_id,
-            payload=request.payload,
-            priority=request.priority,
-            max_attempts=request.max_attempts or DEFAULT_MAX_ATTEMPTS,
-            run_at=request.run_at or now,
-            created_at=now,
-            state=JobState.AVAILABLE.value,
-            attempt=0,
-            rescues=0,
-        )
-        self._session.add(row)
-        return Job(
-            id=row.id,
-            name=row.name,
-            payload=row.payload,
-            run_at=row.run_at,
-            created_at=now,
-            queue=row.queue,
-            tenant_id=row.tenant_id,
-            priority=row.priority,
-            max_attempts=row.max_attempts,
-            database=None,
-        )
+        return add_job(self._session, make_request(name, payload, now=now, **options), now=now)

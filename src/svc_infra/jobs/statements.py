@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     CTE,
-    JSON,
     Integer,
     Select,
     String,
@@ -21,20 +20,19 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
-    cast,
     delete,
+    exists,
     func,
-    insert,
     literal,
     literal_column,
     null,
     or_,
     select,
-    type_coerce,
+    tuple_,
     update,
 )
-from sqlalchemy.sql.dml import Insert, ReturningDelete
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.dml import Delete, ReturningDelete
+from sqlalchemy.sql.elements import BindParameter, ColumnElement
 
 from svc_infra.db.base import IdText, UtcDateTime
 from svc_infra.db.leases import (
@@ -48,9 +46,12 @@ from svc_infra.db.leases import (
 )
 from svc_infra.db.rowset import Rowset
 from svc_infra.jobs.job import JobState
-from svc_infra.jobs.models import JobRow
+from svc_infra.jobs.models import JobCancellationRow, JobRow, QueueRow
+from svc_infra.jobs.uniqueness import STATE_BITS
 
 jobs = JobRow.metadata.tables[JobRow.__tablename__]
+cancellations = JobCancellationRow.metadata.tables[JobCancellationRow.__tablename__]
+queues = QueueRow.metadata.tables[QueueRow.__tablename__]
 _RUNNING = JobState.RUNNING.value
 _RESCUED_ERROR = "the lease expired: the worker died, or it could not reach the database"
 
@@ -69,19 +70,14 @@ JOB_COLUMNS = (
     jobs.c.lease_id,
     jobs.c.rescues,
     jobs.c.last_error,
+    jobs.c.payload_version,
+    jobs.c.meta,
+    jobs.c.trace_context,
+    jobs.c.timeout_seconds,
+    jobs.c.group_id,
+    jobs.c.waits_for,
 )
 
-NEW_JOBS = Rowset(
-    "new_jobs",
-    id=IdText,
-    name=String,
-    queue=String,
-    tenant_id=String,
-    payload=Text,
-    priority=Integer,
-    max_attempts=Integer,
-    run_at=UtcDateTime,
-)
 ENDED = Rowset(
     "ended",
     id=IdText,
@@ -92,50 +88,67 @@ ENDED = Rowset(
     error=Text,
     finished_at=UtcDateTime,
 )
-_NO_LEASE = {"lease_id": null(), "lease_until": null()}
+_NO_LEASE = {"lease_id": null(), "lease_until": null(), "slot": null()}
 
 
 def _now() -> ColumnElement[datetime]:
     return bindparam("now", type_=UtcDateTime)
 
 
-@cache
-def insert_statement(dialect: str) -> Insert:
-    new = NEW_JOBS.table(dialect)
-    # SQLite keeps JSON as text; a cast there would mean "to a number".
-    payload = type_coerce(new.c.payload, JSON) if dialect == "sqlite" else cast(new.c.payload, JSON)
-    values = {
-        "id": new.c.id,
-        "name": new.c.name,
-        "queue": new.c.queue,
-        "tenant_id": new.c.tenant_id,
-        "payload": payload,
-        "priority": new.c.priority,
-        "max_attempts": new.c.max_attempts,
-        "run_at": new.c.run_at,
-        "state": literal_column(f"'{JobState.AVAILABLE.value}'", String),
-        "attempt": literal_column("0", Integer),
-        "rescues": literal_column("0", Integer),
-        "created_at": _now(),
-    }
-    return insert(jobs).from_select(list(values), select(*values.values()))
+class ClaimFilters(NamedTuple):
+    """By what a claim chooses, beside being due; the values are parameters."""
+
+    is_by_name: bool = False
+    is_by_queue: bool = False
+    has_versions: bool = False
 
 
-@cache
-def claim_by(is_by_name: bool, is_by_queue: bool) -> Update:
+def is_claimable(filters: ClaimFilters) -> list[ColumnElement[bool]]:
+    """The conditions of a job that is due, in a queue that is not paused, and known to the claimer."""
     is_due = [in_state(jobs, JobState.AVAILABLE.value), jobs.c.run_at <= _now()]
-    if is_by_name:
+    paused = select(queues.c.name).where(queues.c.paused_at.is_not(None))
+    is_due.append(jobs.c.queue.not_in(paused))
+    member = jobs.alias("member")
+    open_states = [JobState.AVAILABLE.value, JobState.RUNNING.value]
+    unfinished = (
+        select(member.c.id)
+        .where(member.c.group_id == jobs.c.waits_for, member.c.state.in_(open_states))
+        # A value and not EXISTS, for which PostgreSQL would read the whole table into a hash table.
+        .limit(1)
+        .scalar_subquery()
+    )
+    is_due.append(or_(jobs.c.waits_for.is_(None), unfinished.is_(None)))
+    if filters.is_by_name:
         is_due.append(jobs.c.name.in_(bindparam("names", expanding=True)))
-    if is_by_queue:
+        is_known: ColumnElement[bool] = jobs.c.payload_version == literal_column("1")
+        if filters.has_versions:
+            newer: BindParameter[Any] = bindparam("versions", expanding=True)
+            is_known = or_(is_known, tuple_(jobs.c.name, jobs.c.payload_version).in_(newer))
+        is_due.append(is_known)
+    if filters.is_by_queue:
         is_due.append(jobs.c.queue.in_(bindparam("queues", expanding=True)))
+    return is_due
+
+
+# A key that ends with the start is given up for good: the job may come back to available.
+AT_START = {
+    "unique_key": case(
+        (jobs.c.unique_states == STATE_BITS[JobState.AVAILABLE], null()), else_=jobs.c.unique_key
+    )
+}
+
+
+@cache
+def claim_by(is_by_name: bool, is_by_queue: bool, has_versions: bool = False) -> Update:
+    """Claim jobs without a limit; those with one are claimed in ``limited_claim``."""
     candidates = (
         select(jobs.c.id, jobs.c.priority, jobs.c.run_at, jobs.c.rescues)
-        .where(*is_due)
+        .where(*is_claimable(ClaimFilters(is_by_name, is_by_queue, has_versions)), jobs.c.limit_key.is_(None))
         .order_by(jobs.c.priority, jobs.c.run_at, jobs.c.id)
         .limit(bindparam("limit", type_=Integer))
     )
     return claim_statement(
-        jobs, candidates, running=_RUNNING, columns=JOB_COLUMNS, choose=_rescued_jobs_alone
+        jobs, candidates, running=_RUNNING, columns=JOB_COLUMNS, choose=_rescued_jobs_alone, also=AT_START
     )
 
 
@@ -223,6 +236,21 @@ def rescue_statement() -> Update:
         )
         .returning(jobs.c.state)
     )
+
+
+@cache
+def cancellations_statement(dialect: str) -> Select[Any]:
+    claims = CLAIMS.table(dialect)
+    return select(cancellations.c.job_id, cancellations.c.reason).join(
+        claims, cancellations.c.job_id == claims.c.id
+    )
+
+
+@cache
+def outdated_cancellations() -> Delete:
+    """Wishes whose job has finished, or is gone."""
+    is_open = exists().where(jobs.c.id == cancellations.c.job_id, jobs.c.finished_at.is_(None))
+    return delete(cancellations).where(~is_open)
 
 
 @cache

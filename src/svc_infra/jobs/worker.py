@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from random import Random
 
@@ -16,8 +17,12 @@ from svc_infra.jobs.heartbeat import Heartbeat
 from svc_infra.jobs.job import Job
 from svc_infra.jobs.loop import run_loop
 from svc_infra.jobs.maintenance import Maintenance
-from svc_infra.jobs.queue import DEFAULT_LEASE_SECONDS, JobQueue
+from svc_infra.jobs.outcome import Cancel, decide
+from svc_infra.jobs.queue import DEFAULT_LEASE_SECONDS, Finish, JobQueue
+from svc_infra.jobs.retry import RetryPolicy
+from svc_infra.jobs.sql import SqlJobQueue
 from svc_infra.jobs.stats import Stats
+from svc_infra.jobs.waking import WakeUp
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +31,10 @@ _SQLITE_TRANSACTIONS = 1
 _PLAIN_JOBS = 8
 # Enough jobs in hand that a claim's round trip is small beside them, few enough for others to get some.
 _PREFETCHED_PER_SLOT = 8
+# Where what is in hand is done sooner than this, twice as much is taken, to run while the next claim is made.
+_QUICK_SECONDS = 0.5
+# A cancelled job is not retried, so that no policy matters.
+_ANY = RetryPolicy()
 
 
 class _Lane:
@@ -36,10 +45,17 @@ class _Lane:
         self.slots = slots
         self.capacity = capacity
         self.in_hand = 0
+        self._seconds_in_hand = _QUICK_SECONDS
 
     def room(self) -> int:
         """How many jobs to claim now: none until half of the capacity is free."""
-        return self.capacity - self.in_hand if self.in_hand <= self.capacity // 2 else 0
+        capacity = self.capacity * 2 if self._seconds_in_hand < _QUICK_SECONDS else self.capacity
+        return capacity - self.in_hand if self.in_hand <= capacity // 2 else 0
+
+    def ended(self, jobs: int, *, seconds_in_hand: float) -> None:
+        """Let go of ``jobs`` that were in hand for so long, waiting for a slot and running."""
+        self.in_hand -= jobs
+        self._seconds_in_hand = seconds_in_hand
 
 
 class Worker:
@@ -47,7 +63,8 @@ class Worker:
 
     ``concurrency`` is the number of transactions at once (by default 4, and 1 where the database is SQLite,
     which has one writer). ``lease_seconds`` are database time; with the default a killed worker's jobs run
-    again within 45 s. ``grace_seconds`` is how long a stopping worker lets jobs run on.
+    again within 45 s. ``is_listening`` is False behind a transaction pooler. ``grace_seconds`` is how long a
+    stopping worker lets jobs run on.
     """
 
     def __init__(
@@ -64,7 +81,9 @@ class Worker:
         maintenance: Maintenance | None = None,
         executor: Executor | None = None,
         rng: Random | None = None,
+        is_listening: bool = True,
     ) -> None:
+        self._is_listening = is_listening
         self.stats = executor.stats if executor is not None else Stats()
         self._queue = queue
         self._clock = clock or queue.clock
@@ -77,11 +96,12 @@ class Worker:
         self._executor = executor or Executor(
             queue, handlers, clock=self._clock, stats=self.stats, rng=self._rng
         )
-        self._heartbeat = Heartbeat(queue, lease_seconds=lease_seconds)
+        self._heartbeat = Heartbeat(queue, lease_seconds=lease_seconds, on_cancel=self._cancel)
         self._maintenance = maintenance or Maintenance(queue, clock=self._clock)
         self._lanes = self._make_lanes(concurrency or self._default_concurrency())
         self._tasks: dict[asyncio.Task[None], Sequence[Job]] = {}
         self._unfinished: list[Job] = []
+        self._to_cancel: dict[str, str] = {}
         self._error: BaseException | None = None
         self._wake = asyncio.Event()
 
@@ -98,6 +118,9 @@ class Worker:
         """
         log.info("worker.started", names=sorted(self._handlers.names))
         async with self._heartbeat, asyncio.TaskGroup() as group:
+            if isinstance(self._queue, SqlJobQueue):
+                wake_up = WakeUp(self._queue.url, self.wake)
+                group.create_task(wake_up.run(stop, is_listening=self._is_listening))
             group.create_task(
                 run_loop(
                     "jobs.claim",
@@ -138,13 +161,7 @@ class Worker:
 
     async def _claim(self) -> bool:
         """Claim for every lane that has room, and start what was claimed; True if anything was."""
-        if self._unfinished:
-            unfinished, self._unfinished = self._unfinished, []
-            try:
-                await self._queue.release(unfinished)
-            except BaseException:
-                self._unfinished += unfinished
-                raise
+        await self._settle_unfinished()
         found = False
         for lane in self._lanes:
             room = lane.room()
@@ -153,6 +170,8 @@ class Worker:
             jobs = await self._queue.claim(
                 room,
                 names=lane.names,
+                versions=self._handlers.versions,
+                has_limits=self._handlers.has_limits,
                 queues=self._queues,
                 now=self._clock.now(),
                 lease_seconds=self._lease_seconds,
@@ -164,10 +183,15 @@ class Worker:
     def _start(self, lane: _Lane, jobs: Sequence[Job]) -> None:
         self._heartbeat.hold(jobs)
         lane.in_hand += len(jobs)
+        since = time.monotonic()
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._ended(task, lane, seconds_in_hand=time.monotonic() - since)
+
         for unit in self._units(jobs):
             task = asyncio.create_task(self._run(lane, unit))
             self._tasks[task] = unit
-            task.add_done_callback(lambda done, lane=lane: self._ended(done, lane))  # type: ignore[misc]
+            task.add_done_callback(ended)
 
     def _units(self, jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
         """Group claimed jobs into what is run together: jobs of one batch handler, or one job alone."""
@@ -180,9 +204,9 @@ class Worker:
         async with lane.slots:
             await self._executor.run(unit)
 
-    def _ended(self, task: asyncio.Task[None], lane: _Lane) -> None:
+    def _ended(self, task: asyncio.Task[None], lane: _Lane, *, seconds_in_hand: float) -> None:
         unit = self._tasks.pop(task)
-        lane.in_hand -= len(unit)
+        lane.ended(len(unit), seconds_in_hand=seconds_in_hand)
         self._heartbeat.let_go(unit)
         error = None if task.cancelled() else task.exception()
         if task.cancelled() or error is not None:
@@ -193,6 +217,34 @@ class Worker:
             log.error("worker.jobs_given_back", name=unit[0].name, jobs=len(unit), error=repr(error)[:300])
         self._wake.set()
 
+    def _cancel(self, reasons: Mapping[str, str]) -> None:
+        """End the tasks of jobs that somebody wants cancelled; the others of a batch will run again."""
+        for task, unit in list(self._tasks.items()):
+            wanted = {job.id: reasons[job.id] for job in unit if job.id in reasons}
+            if wanted:
+                self._to_cancel |= wanted
+                task.cancel()
+
+    async def _settle_unfinished(self) -> None:
+        """Write the end of cancelled jobs, and give back the others that did not come to one."""
+        unfinished, self._unfinished = self._unfinished, []
+        if not unfinished:
+            return
+        now = self._clock.now()
+        cancelled = [job for job in unfinished if job.id in self._to_cancel]
+        try:
+            ends = [
+                Finish(job, decide(job, Cancel(self._to_cancel[job.id]), now=now, policy=_ANY, rng=self._rng))
+                for job in cancelled
+            ]
+            self.stats.cancelled += len(await self._queue.finish(ends)) if ends else 0
+            released = await self._queue.release([job for job in unfinished if job not in cancelled])
+        except BaseException:
+            self._unfinished += unfinished
+            raise
+        self._to_cancel.clear()
+        log.info("worker.jobs_released", jobs=len(released), cancelled=len(cancelled))
+
     async def _end_tasks(self) -> None:
         """Let jobs that run end within the grace period, and give back the others."""
         if self._tasks:
@@ -202,10 +254,7 @@ class Worker:
         if self._tasks:
             await asyncio.wait(self._tasks)
             await asyncio.sleep(0)
-        if self._unfinished:
-            released = await self._queue.release(self._unfinished)
-            log.info("worker.jobs_released", jobs=len(released))
-            self._unfinished = []
+        await self._settle_unfinished()
 
     def _has_room(self) -> bool:
         return any(lane.room() for lane in self._lanes)

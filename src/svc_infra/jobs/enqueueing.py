@@ -1,0 +1,221 @@
+"""Writing new jobs: many at once in one statement, and unique ones beside those that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import event, update
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session
+
+from svc_infra.canonical import compact_json
+from svc_infra.db.base import new_id
+from svc_infra.exceptions import SvcInfraError
+from svc_infra.jobs.insert_statements import (
+    KEYS,
+    NEW_FULL_JOBS,
+    NEW_JOBS,
+    existing_statement,
+    insert_full_statement,
+    insert_statement,
+)
+from svc_infra.jobs.job import DEFAULT_MAX_ATTEMPTS, Job, JobRequest, JobState, is_plain
+from svc_infra.jobs.models import JobRow
+from svc_infra.jobs.rows import dialect_of, job_from_row
+from svc_infra.jobs.statements import jobs
+from svc_infra.jobs.waking import announce
+
+_LISTENING = "svc_infra.unique_jobs"
+# Each round needs somebody else's job to finish between our insert and our look at it.
+_ROUNDS = 20
+
+
+class Enqueued(NamedTuple):
+    """The job that stands for a request: a new one, or the one that was there already."""
+
+    job: Job
+    is_new: bool
+
+
+def insert_jobs(session: Session, requests: Sequence[JobRequest], *, now: datetime) -> list[str]:
+    """Insert many jobs in one statement and return their ids in the order of ``requests``.
+
+    A request without ``run_at`` is due at ``now``, which is business time. For a unique one whose job is
+    there already, that job's id is returned.
+    """
+    if not all(is_plain(request) for request in requests):
+        return [enqueued.job.id for enqueued in enqueue_all(session, requests, now=now)]
+    if not requests:
+        return []
+    announce(session)
+    ids = [new_id() for _ in requests]
+    rows = [_row(job_id, request, now) for job_id, request in zip(ids, requests, strict=True)]
+    dialect = dialect_of(session)
+    session.execute(insert_statement(dialect), {**NEW_JOBS.parameters(dialect, rows), "now": now})
+    return ids
+
+
+def enqueue_all(session: Session, requests: Sequence[JobRequest], *, now: datetime) -> list[Enqueued]:
+    """Insert jobs, unique and others, and return for each request the job that stands for it."""
+    announce(session)
+    new = [new_job(request, now=now) for request in requests]
+    return _write(session.connection(), list(zip(new, requests, strict=True)), now=now)
+
+
+def new_job(request: JobRequest, *, now: datetime) -> Job:
+    """Return the job that ``request`` asks for, with an id and not stored yet."""
+    return Job(
+        id=new_id(),
+        name=request.name,
+        payload=request.payload,
+        run_at=request.run_at or now,
+        created_at=now,
+        queue=request.queue,
+        tenant_id=request.tenant_id,
+        priority=request.priority,
+        max_attempts=request.max_attempts or DEFAULT_MAX_ATTEMPTS,
+        payload_version=request.payload_version,
+        metadata=request.metadata,
+        trace_context=request.trace_context,
+        timeout_seconds=request.timeout_seconds,
+        group_id=request.group_id,
+        waits_for=request.waits_for,
+    )
+
+
+def add_job(session: Session, request: JobRequest, *, now: datetime) -> Job:
+    """Add a job to the session's pending objects; it is written at the flush, a unique one if it is new."""
+    job = new_job(request, now=now)
+    row = JobRow(
+        id=job.id,
+        name=job.name,
+        queue=job.queue,
+        tenant_id=job.tenant_id,
+        payload=job.payload,
+        priority=job.priority,
+        max_attempts=job.max_attempts,
+        run_at=job.run_at,
+        created_at=now,
+        state=JobState.AVAILABLE.value,
+        attempt=0,
+        rescues=0,
+        payload_version=job.payload_version,
+        meta=job.metadata,
+        trace_context=job.trace_context,
+        timeout_seconds=job.timeout_seconds,
+    )
+    row.group_id, row.waits_for = job.group_id, job.waits_for
+    row.limit_key, row.limit_slots = _limit(request)
+    session.add(row)
+    announce(session)
+    if request.unique is not None:
+        row.unique_key = _digest(request, now)
+        requested: dict[str, tuple[Job, JobRequest]] | None = session.info.get(_LISTENING)
+        if requested is None:
+            requested = session.info[_LISTENING] = {}
+            event.listen(session, "before_flush", _write_unique)
+        requested[job.id] = (job, request)
+    return job
+
+
+def _write_unique(session: Session, *_: object) -> None:
+    """Write pending unique jobs beside the unit of work, which would fail where one is there already."""
+    requested: dict[str, tuple[Job, JobRequest]] = session.info[_LISTENING]
+    pending = [row for row in session.new if isinstance(row, JobRow) and row.unique_key is not None]
+    for row in pending:
+        session.expunge(row)
+    chosen = [requested[row.id] for row in pending]
+    if chosen:
+        _write(session.connection(), chosen, now=chosen[0][0].created_at)
+    # Whatever is not pending by now was written, or rolled back.
+    requested.clear()
+
+
+def _write(connection: Connection, new: Sequence[tuple[Job, JobRequest]], *, now: datetime) -> list[Enqueued]:
+    stands_for: dict[str, Enqueued] = {}
+    for _ in range(_ROUNDS):
+        missing = [(job, request) for job, request in new if job.id not in stands_for]
+        if not missing:
+            return [stands_for[job.id] for job, _ in new]
+        # In the order of their keys, so that two who insert the same ones do not wait for each other.
+        missing.sort(key=lambda pair: _digest(pair[1], now) or "")
+        stands_for |= _insert_missing(connection, missing, now=now)
+    raise SvcInfraError("unique jobs came and went in each of 20 tries; enqueue again")
+
+
+def _insert_missing(
+    connection: Connection, missing: Sequence[tuple[Job, JobRequest]], *, now: datetime
+) -> Mapping[str, Enqueued]:
+    dialect = connection.dialect.name
+    keys = {job.id: _digest(request, now) for job, request in missing}
+    rows = [
+        (
+            *_row(job.id, request, now),
+            keys[job.id],
+            None if request.unique is None else request.unique.state_bits,
+            request.payload_version,
+            None if request.metadata is None else compact_json(request.metadata),
+            request.trace_context,
+            request.timeout_seconds,
+            *_limit(request),
+            request.group_id,
+            request.waits_for,
+        )
+        for job, request in missing
+    ]
+    parameters = {**NEW_FULL_JOBS.parameters(dialect, rows), "now": now}
+    inserted = set(connection.execute(insert_full_statement(dialect), parameters).scalars())
+    duplicates = [(job, request) for job, request in missing if job.id not in inserted]
+    stands_for = {job.id: Enqueued(job, True) for job, _ in missing if job.id in inserted}
+    if duplicates:
+        parameters = KEYS.parameters(dialect, [(keys[job.id],) for job, _ in duplicates])
+        found = connection.execute(existing_statement(dialect), parameters).all()
+        existing = {row[-1]: job_from_row(row[:-1], None) for row in found}
+        for job, request in duplicates:
+            there = existing.get(keys[job.id])
+            if there is not None:
+                stands_for[job.id] = Enqueued(_replaced(connection, there, job, request), False)
+    return stands_for
+
+
+def _replaced(connection: Connection, there: Job, job: Job, request: JobRequest) -> Job:
+    """Give the duplicate's work to the job that is there, where that is wanted and it has not started."""
+    if request.unique is None or not request.unique.is_replacing:
+        return there
+    row = connection.execute(
+        update(jobs)
+        .where(jobs.c.id == there.id, jobs.c.state == JobState.AVAILABLE.value)
+        .values(payload=job.payload, priority=job.priority, run_at=job.run_at)
+        .returning(jobs.c.id)
+    ).one_or_none()
+    if row is None:
+        return there
+    return replace(there, payload=job.payload, priority=job.priority, run_at=job.run_at)
+
+
+def _digest(request: JobRequest, now: datetime) -> str | None:
+    if request.unique is None:
+        return None
+    return request.unique.digest(request.name, request.tenant_id, request.payload, now=now)
+
+
+def _limit(request: JobRequest) -> tuple[str | None, int | None]:
+    if request.limit is None:
+        return None, None
+    return request.limit.key(request.name, request.payload), request.limit.slots
+
+
+def _row(job_id: str, request: JobRequest, now: datetime) -> tuple[object, ...]:
+    return (
+        job_id,
+        request.name,
+        request.queue,
+        request.tenant_id,
+        request.payload_json,
+        request.priority,
+        request.max_attempts or DEFAULT_MAX_ATTEMPTS,
+        request.run_at or now,
+    )

@@ -1,0 +1,121 @@
+"""The SQL that writes new jobs, for both databases; executed in ``svc_infra.jobs.enqueueing``."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Float,
+    Integer,
+    Select,
+    String,
+    Text,
+    bindparam,
+    cast,
+    insert,
+    literal_column,
+    select,
+    type_coerce,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.dml import Insert
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.selectable import FromClause
+
+from svc_infra.db.base import IdText, UtcDateTime
+from svc_infra.db.rowset import Rowset
+from svc_infra.jobs.job import JobState
+from svc_infra.jobs.models import HOLDS_ITS_KEY
+from svc_infra.jobs.statements import JOB_COLUMNS, jobs
+
+NEW_JOBS = Rowset(
+    "new_jobs",
+    id=IdText,
+    name=String,
+    queue=String,
+    tenant_id=String,
+    payload=Text,
+    priority=Integer,
+    max_attempts=Integer,
+    run_at=UtcDateTime,
+)
+NEW_FULL_JOBS = Rowset(
+    "new_jobs",
+    **NEW_JOBS.columns,
+    unique_key=String(64),
+    unique_states=Integer,
+    payload_version=Integer,
+    meta=Text,
+    trace_context=String,
+    timeout_seconds=Float,
+    limit_key=String,
+    limit_slots=Integer,
+    group_id=IdText,
+    waits_for=IdText,
+)
+KEYS = Rowset("keys", key=String(64))
+
+
+@cache
+def insert_statement(dialect: str) -> Insert:
+    values = _new_values(NEW_JOBS.table(dialect), dialect)
+    values["payload_version"] = literal_column("1", Integer)
+    return insert(jobs).from_select(list(values), select(*values.values()))
+
+
+@cache
+def insert_full_statement(dialect: str) -> Any:
+    """Insert what has no key or a key that is free; of those with the same key the first."""
+    new = NEW_FULL_JOBS.table(dialect)
+    values = {
+        **_new_values(new, dialect),
+        "unique_key": new.c.unique_key,
+        "unique_states": new.c.unique_states,
+        "payload_version": new.c.payload_version,
+        "meta": _json(new.c.meta, dialect),
+        "trace_context": new.c.trace_context,
+        "timeout_seconds": new.c.timeout_seconds,
+        "limit_key": new.c.limit_key,
+        "limit_slots": new.c.limit_slots,
+        "group_id": new.c.group_id,
+        "waits_for": new.c.waits_for,
+    }
+    insert_into = sqlite.insert if dialect == "sqlite" else postgresql.insert
+    # Without a WHERE, SQLite would read ON CONFLICT as the ON of a join.
+    rows = select(*values.values()).where(new.c.id.is_not(None))
+    return insert_into(jobs).from_select(list(values), rows).on_conflict_do_nothing().returning(jobs.c.id)
+
+
+@cache
+def existing_statement(dialect: str) -> Select[Any]:
+    """The jobs that hold these keys, with their keys."""
+    keys = KEYS.table(dialect)
+    return (
+        select(*JOB_COLUMNS, jobs.c.unique_key)
+        .join(keys, jobs.c.unique_key == keys.c.key)
+        .where(HOLDS_ITS_KEY)
+    )
+
+
+def _json(text: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
+    # SQLite keeps JSON as text; a cast there would mean "to a number".
+    return type_coerce(text, JSON) if dialect == "sqlite" else cast(text, JSON)
+
+
+def _new_values(new: FromClause, dialect: str) -> dict[str, ColumnElement[Any]]:
+    return {
+        "id": new.c.id,
+        "name": new.c.name,
+        "queue": new.c.queue,
+        "tenant_id": new.c.tenant_id,
+        "payload": _json(new.c.payload, dialect),
+        "priority": new.c.priority,
+        "max_attempts": new.c.max_attempts,
+        "run_at": new.c.run_at,
+        "state": literal_column(f"'{JobState.AVAILABLE.value}'", String),
+        "attempt": literal_column("0", Integer),
+        "rescues": literal_column("0", Integer),
+        "created_at": bindparam("now", type_=UtcDateTime),
+    }
