@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from svc_infra.application import Application
 from svc_infra.billing import jobs as billing_jobs
 from svc_infra.billing import runs
+from svc_infra.billing.topics import billing_topics
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.config import Settings, WebhookSettings, WorkerSettings
 from svc_infra.db.outbox import SqlOutboxStore
@@ -25,13 +26,18 @@ from svc_infra.jobs.schedule_store import SqlScheduleStore
 from svc_infra.jobs.scheduler import Schedule, Scheduler
 from svc_infra.jobs.sql import SqlJobQueue
 from svc_infra.jobs.worker import Worker
+from svc_infra.webhooks.catalogue import TopicCatalogue
 from svc_infra.webhooks.deliverer import Deliverer, Sender
 from svc_infra.webhooks.delivery import RetrySchedule
-from svc_infra.webhooks.endpoints import SqlWebhookEndpoints
+from svc_infra.webhooks.endpoints import EndpointRules, SqlWebhookEndpoints
 from svc_infra.webhooks.guard import PublicAddresses, UrlPolicy
+from svc_infra.webhooks.operational import operational_topics
 from svc_infra.webhooks.relay import Relay
+from svc_infra.webhooks.retention import Retention
+from svc_infra.webhooks.sealing import KeyRing
 from svc_infra.webhooks.service import WebhookService
 from svc_infra.webhooks.transport import HttpSender
+from svc_infra.webhooks.upkeep import WebhookUpkeep
 
 
 class Runtime:
@@ -55,13 +61,18 @@ class Runtime:
         self.clock: Clock = clock or SystemClock()
         self.session_factory = make_session_factory(engine)
         self.queue = SqlJobQueue(self.session_factory, clock=self.clock)
+        application = application or Application()
         retry_schedule = RetrySchedule(settings.webhooks.retry_seconds)
+        keys = key_ring(settings.webhooks)
+        self.topics = catalogue(application)
         self.webhooks = WebhookService(
             outbox=SqlOutboxStore(),
-            subs=SqlWebhookEndpoints(self.session_factory),
+            subs=SqlWebhookEndpoints(self.session_factory, rules=endpoint_rules(settings.webhooks)),
             clock=self.clock,
             sender=sender,
             schedule=retry_schedule,
+            topics=self.topics,
+            keys=keys,
         )
         self.deliverer = Deliverer(
             self.session_factory,
@@ -73,6 +84,7 @@ class Runtime:
             in_flight=settings.webhooks.in_flight,
             per_endpoint=settings.webhooks.in_flight_per_endpoint,
             poll_seconds=settings.webhooks.poll_seconds,
+            keys=keys,
         )
         self.relay = Relay(
             self.session_factory,
@@ -80,7 +92,7 @@ class Runtime:
             poll_seconds=settings.webhooks.poll_seconds,
             on_relayed=self.deliverer.wake,
         )
-        application = application or Application()
+        self.webhook_upkeep = self._webhook_upkeep()
         self.handlers = self._handlers(application)
         self.worker = self._worker()
         self.scheduler = Scheduler(
@@ -98,6 +110,7 @@ class Runtime:
                 parts.create_task(self.scheduler.run(stop, poll_seconds=self.settings.scheduler.poll_seconds))
             parts.create_task(self.relay.run(stop))
             parts.create_task(self.deliverer.run(stop))
+            parts.create_task(self.webhook_upkeep.run(stop))
 
     def _handlers(self, application: Application) -> Handlers:
         handlers = Handlers(self.session_factory, clock=self.clock)
@@ -105,6 +118,19 @@ class Runtime:
         runs.register(handlers, clock=self.clock, default_currency=self.settings.billing.currency)
         handlers.include(application.handlers)
         return handlers
+
+    def _webhook_upkeep(self) -> WebhookUpkeep:
+        webhooks = self.settings.webhooks
+        return WebhookUpkeep(
+            self.session_factory,
+            self.clock,
+            retention=Retention(
+                delivered=timedelta(days=webhooks.delivered_retention_days),
+                dead=timedelta(days=webhooks.dead_retention_days),
+            ),
+            poll_seconds=webhooks.poll_seconds,
+            on_queued=self.deliverer.wake,
+        )
 
     def _worker(self) -> Worker:
         worker = self.settings.worker
@@ -118,6 +144,7 @@ class Runtime:
             lease_seconds=worker.lease_seconds,
             poll_seconds=worker.poll_seconds,
             grace_seconds=worker.grace_seconds,
+            is_listening=not self.settings.database.behind_transaction_pooler,
             maintenance=Maintenance(self.queue, clock=self.clock, retention=_retention(worker)),
         )
 
@@ -136,6 +163,38 @@ def _retention(worker: WorkerSettings) -> dict[JobState, timedelta]:
         JobState.CANCELLED: timedelta(days=worker.cancelled_retention_days),
         JobState.DISCARDED: timedelta(days=worker.discarded_retention_days),
     }
+
+
+def catalogue(application: Application) -> TopicCatalogue:
+    """Return every topic that may be published: billing's, the application's, and webhooks' own.
+
+    Raises:
+        InvalidTopic: the application registers one of the others anew.
+    """
+    topics = TopicCatalogue()
+    for some in (billing_topics(), operational_topics(), application.topics):
+        topics.include(some)
+    return topics
+
+
+def key_ring(webhooks: WebhookSettings) -> KeyRing | None:
+    """Return the keys that seal signing secrets, or None if the settings give none.
+
+    Raises:
+        InvalidSettings: they cannot be read.
+    """
+    keys = webhooks.read_secret_keys().strip()
+    return KeyRing.parse(keys) if keys else None
+
+
+def endpoint_rules(webhooks: WebhookSettings) -> EndpointRules:
+    """Return what the settings say about the URLs and secrets of endpoints.
+
+    Raises:
+        InvalidSettings: a network or a key cannot be read.
+    """
+    urls = UrlPolicy(allow_http=webhooks.allow_http, ports=webhooks.allow_ports)
+    return EndpointRules(urls, PublicAddresses(webhooks.allow_networks), key_ring(webhooks))
 
 
 def guarded_sender(webhooks: WebhookSettings) -> HttpSender:

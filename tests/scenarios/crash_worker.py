@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from svc_infra import failpoints
-from svc_infra.cli.run import _stop_on_signals
+from svc_infra.cli.run import stop_on_signals
 from svc_infra.clock import SystemClock
 from svc_infra.config import SchedulerSettings, Settings, WebhookSettings, WorkerSettings
 from svc_infra.db.session import make_engine
@@ -164,7 +164,7 @@ async def _work(orders: Orders, line: Connection) -> None:
     engine = make_engine(orders.database_url)
     sender = loopback_sender(deadline_seconds=settings.webhooks.timeout_seconds)
     stop = asyncio.Event()
-    _stop_on_signals(stop)
+    stop_on_signals(stop)
     clock = _ShiftedClock(orders.shift)
     runtime = Runtime(settings, engine, sender, clock=clock, schedules_start_at=orders.schedules_start_at)
     runtime.worker._maintenance = Maintenance(runtime.queue, clock=clock, rescue_seconds=RESCUE_SECONDS)

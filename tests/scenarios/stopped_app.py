@@ -8,7 +8,11 @@ from pathlib import Path
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.application import Application
+from svc_infra.cli import run
 from svc_infra.jobs import Job, SqlJobQueue
+
+# The tests signal again as soon as the worker says that it stops, and mean it.
+run.SAME_SIGNAL_SECONDS = 0.0
 
 app = Application()
 
