@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
+from typing import TextIO, cast
 
 import structlog
 
 from svc_infra.exceptions import InvalidSettings
 
 _LEVELS = ("debug", "info", "warning", "error")
+
+
+class _StandardError:
+    """Standard error for log lines: whole lines, and never an error of its own.
+
+    Whoever reads the log may be gone; then the lines are lost, and the worker goes on, and stops when told.
+    """
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 def configure_logging(level: str = "info") -> None:
@@ -36,6 +53,6 @@ def configure_logging(level: str = "info") -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _StandardError())),
         cache_logger_on_first_use=False,
     )

@@ -74,8 +74,50 @@ async def test_a_process_that_dies_is_started_again_and_a_signal_stops_all_in_or
             os.kill(pid, 0)
 
 
+@pytest.mark.sqlite_only
+async def test_the_processes_of_a_supervisor_that_is_killed_stop_in_order(empty_database_url: str) -> None:
+    engine = make_engine(empty_database_url)
+    await migrate(engine)
+    await engine.dispose()
+    command = [str(ROOT / "worker.py"), "run", "--processes", "2", "--database-url", empty_database_url]
+    supervisor = await asyncio.create_subprocess_exec(
+        sys.executable, *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    assert supervisor.stdout is not None
+    log = Log(supervisor.stdout)
+    async with asyncio.timeout(100):
+        for _ in range(2):
+            await log.event("worker.ready")
+        supervisor.kill()
+        # The log ends when the last process that writes to it has ended.
+        rest = await log.events_to_the_end()
+        await supervisor.wait()
+    assert rest.count("worker.stopped") == 2
+
+
+@pytest.mark.sqlite_only
+async def test_a_worker_stops_when_told_although_nobody_reads_its_log_any_more(
+    empty_database_url: str,
+) -> None:
+    engine = make_engine(empty_database_url)
+    await migrate(engine)
+    await engine.dispose()
+    reading, writing = os.pipe()
+    worker = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(ROOT / "worker.py"), "run", "--database-url", empty_database_url),
+        stderr=writing,
+    )
+    os.close(writing)
+    async with asyncio.timeout(100):
+        with os.fdopen(reading, "rb") as log:
+            while b'"worker.ready"' not in await asyncio.to_thread(log.readline):
+                pass
+        worker.terminate()
+        assert await worker.wait() == 0
+
+
 @pytest.mark.parametrize("option", [["--processes", "4"], ["--processes=4"]])
 def test_a_process_gets_the_arguments_without_their_number(option: list[str]) -> None:
     command = child_command(["worker.py", "run", *option, "--app", "shop:app"])
     assert command[0] == sys.executable
-    assert command[-3:] == ["run", "--app", "shop:app"]
+    assert command[-4:] == ["run", "--app", "shop:app", "--supervised"]

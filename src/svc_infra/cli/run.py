@@ -12,7 +12,7 @@ import structlog
 
 from svc_infra.application import Application, load_application
 from svc_infra.cli.context import engine_of, run_async, settings_options
-from svc_infra.cli.supervisor import child_command, supervise
+from svc_infra.cli.supervisor import SUPERVISED, child_command, supervise
 from svc_infra.config import Settings
 from svc_infra.db.migration import require_head
 from svc_infra.logs import configure_logging
@@ -33,8 +33,9 @@ SAME_SIGNAL_SECONDS = 1.0
     type=click.IntRange(1, 64),
     help="Run this many workers; one that dies is started again.",
 )
+@click.option(SUPERVISED, "is_supervised", is_flag=True, hidden=True)
 @settings_options
-def run(settings: Settings, application: str | None, processes: int | None) -> None:
+def run(settings: Settings, application: str | None, processes: int | None, is_supervised: bool) -> None:
     """Run the worker: jobs, cron, webhook relay and sender in one process.
 
     Any number of workers may share one PostgreSQL. SIGTERM or SIGINT stops gracefully: nothing new is
@@ -44,14 +45,16 @@ def run(settings: Settings, application: str | None, processes: int | None) -> N
     if processes is not None:
         sys.exit(run_async(supervise(child_command(sys.argv), processes)))
     loaded = load_application(application) if application else None
-    run_async(_run(settings, loaded))
+    run_async(_run(settings, loaded, is_supervised))
 
 
-async def _run(settings: Settings, application: Application | None) -> None:
+async def _run(settings: Settings, application: Application | None, is_supervised: bool) -> None:
     engine = engine_of(settings)
     sender = guarded_sender(settings.webhooks)
     stop = asyncio.Event()
     stop_on_signals(stop)
+    if is_supervised:
+        _stop_with_supervisor(stop)
     try:
         await require_head(engine)
         runtime = Runtime(settings, engine, sender, application=application)
@@ -75,9 +78,21 @@ def stop_on_signals(stop: asyncio.Event) -> None:
             # Whatever was running is rescued when its lease ends; that is what leases are for.
             log.warning("worker.stopped_at_once", signal=name)
             os._exit(1)
-        log.info("worker.stopping", signal=name)
         first_at = loop.time()
         stop.set()
+        log.info("worker.stopping", signal=name)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number.name)
+
+
+def _stop_with_supervisor(stop: asyncio.Event) -> None:
+    """Set ``stop`` when the supervisor is gone: then standard input, which it never writes to, ends."""
+    loop = asyncio.get_running_loop()
+
+    def on_end() -> None:
+        loop.remove_reader(sys.stdin.fileno())
+        log.warning("worker.supervisor_gone")
+        stop.set()
+
+    loop.add_reader(sys.stdin.fileno(), on_end)

@@ -14,6 +14,7 @@ from svc_infra.jobs.loop import wait_any
 
 log = structlog.get_logger(__name__)
 
+SUPERVISED = "--supervised"
 _OPTION = "--processes"
 _FIRST_BACKOFF_SECONDS = 0.5
 _LONGEST_BACKOFF_SECONDS = 30.0
@@ -29,7 +30,7 @@ def child_command(argv: Sequence[str]) -> list[str]:
         if not skips_next and argument != _OPTION and not argument.startswith(f"{_OPTION}="):
             arguments.append(argument)
         skips_next = argument == _OPTION
-    return [sys.executable, "-c", "from svc_infra.cli import main; main()", *arguments]
+    return [sys.executable, "-c", "from svc_infra.cli import main; main()", *arguments, SUPERVISED]
 
 
 async def supervise(command: Sequence[str], processes: int) -> int:
@@ -76,7 +77,10 @@ class _Supervisor:
 
     async def _run_once(self, index: int) -> int:
         # In a session of its own: Ctrl-C reaches it once, from here, and not from the terminal too.
-        process = await asyncio.create_subprocess_exec(*self._command, start_new_session=True)
+        # Its standard input is a pipe that nobody writes to: it ends when this process does, however it dies.
+        process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=asyncio.subprocess.PIPE, start_new_session=True
+        )
         self._running.add(process)
         log.info("supervisor.process_started", index=index, pid=process.pid)
         try:
