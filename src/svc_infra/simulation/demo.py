@@ -135,10 +135,6 @@ class Demo:
             line = error.object[: error.start].count(b"\n") + 1
             raise InvalidCatalog(f"{name}:{line}: not valid UTF-8; save the file as UTF-8") from None
         catalog = parse_catalog(text, name)
-        try:
-            check_catalog(self._catalog_file)
-        except ValueError as error:
-            raise InvalidCatalog(str(error)) from None
         if catalog.default_plan is None:
             raise InvalidCatalog(f"{name}: no plan has default = true; the demo subscribes tenants to it")
         currencies = {price.terms.currency for price in catalog.prices}
@@ -146,6 +142,10 @@ class Demo:
             raise InvalidCatalog(
                 f"{name}: prices in {', '.join(sorted(currencies))}; the demo bills in one currency"
             )
+        try:
+            check_catalog(self._catalog_file)
+        except ValueError as error:
+            raise InvalidCatalog(str(error)) from None
         return catalog, next(iter(currencies), Settings().billing.currency)
 
     async def _prepare(self, engine: AsyncEngine, catalog: Catalog) -> None:
