@@ -120,7 +120,7 @@ async def test_a_running_job_that_is_cancelled_ends_and_keeps_nothing(
         finally:
             ended_early.set()
 
-    (handlers.add_plain if kind == "plain" else handlers.add)("n", hang)  # type: ignore[operator]
+    (handlers.add_plain if kind == "plain" else handlers.add)("n", hang)  # type: ignore[operator]  # it takes either's arguments
     job = await enqueue(queue, session_factory)
     worker = Worker(queue, handlers, lease_seconds=0.6, poll_seconds=0.05)
     running = asyncio.create_task(worker.run(stop))

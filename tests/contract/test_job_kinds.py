@@ -134,7 +134,7 @@ async def test_the_timeout_and_policy_of_a_kind_hold_and_a_job_may_bring_its_own
     ]
     await Worker(queue, handlers, clock=clock).drain()
     assert [await state_of(queue, job) for job in jobs] == [JobState.DISCARDED, JobState.AVAILABLE]
-    assert "0.05 s" in ((await queue.find(jobs[1].id)).job.last_error or "")  # type: ignore[union-attr]
+    assert "0.05 s" in ((await queue.find(jobs[1].id)).job.last_error or "")  # type: ignore[union-attr]  # it is stored
     assert await queue.claim(1, now=NOW + timedelta(hours=1)) != []
 
 

@@ -201,7 +201,7 @@ async def test_only_the_chosen_fields_of_the_payload_count(
 )
 def test_what_could_not_be_kept_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(InvalidPayload):
-        Unique(**options)  # type: ignore[arg-type]
+        Unique(**options)  # type: ignore[arg-type]  # that is the test
 
 
 def test_the_memory_queue_has_no_unique_jobs() -> None:

@@ -45,19 +45,29 @@ class Log:
         return [found["event"] for found in left]
 
 
-@pytest.mark.sqlite_only
-async def test_a_process_that_dies_is_started_again_and_a_signal_stops_all_in_order(
-    empty_database_url: str,
-) -> None:
-    engine = make_engine(empty_database_url)
+async def migrated(database_url: str) -> None:
+    """Give an empty database the schema."""
+    engine = make_engine(database_url)
     await migrate(engine)
     await engine.dispose()
-    command = [str(ROOT / "worker.py"), "run", "--processes", "2", "--database-url", empty_database_url]
+
+
+async def supervised(database_url: str) -> tuple[asyncio.subprocess.Process, Log]:
+    """Start a supervisor of two workers, and return it with the log of all three."""
+    await migrated(database_url)
+    command = [str(ROOT / "worker.py"), "run", "--processes", "2", "--database-url", database_url]
     supervisor = await asyncio.create_subprocess_exec(
         sys.executable, *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     assert supervisor.stdout is not None
-    log = Log(supervisor.stdout)
+    return supervisor, Log(supervisor.stdout)
+
+
+@pytest.mark.sqlite_only
+async def test_a_process_that_dies_is_started_again_and_a_signal_stops_all_in_order(
+    empty_database_url: str,
+) -> None:
+    supervisor, log = await supervised(empty_database_url)
     async with asyncio.timeout(100):
         pids = [(await log.event("worker.ready"))["pid"] for _ in range(2)]
         assert len({*pids, supervisor.pid}) == 3
@@ -76,15 +86,7 @@ async def test_a_process_that_dies_is_started_again_and_a_signal_stops_all_in_or
 
 @pytest.mark.sqlite_only
 async def test_the_processes_of_a_supervisor_that_is_killed_stop_in_order(empty_database_url: str) -> None:
-    engine = make_engine(empty_database_url)
-    await migrate(engine)
-    await engine.dispose()
-    command = [str(ROOT / "worker.py"), "run", "--processes", "2", "--database-url", empty_database_url]
-    supervisor = await asyncio.create_subprocess_exec(
-        sys.executable, *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    assert supervisor.stdout is not None
-    log = Log(supervisor.stdout)
+    supervisor, log = await supervised(empty_database_url)
     async with asyncio.timeout(100):
         for _ in range(2):
             await log.event("worker.ready")
@@ -99,9 +101,7 @@ async def test_the_processes_of_a_supervisor_that_is_killed_stop_in_order(empty_
 async def test_a_worker_stops_when_told_although_nobody_reads_its_log_any_more(
     empty_database_url: str,
 ) -> None:
-    engine = make_engine(empty_database_url)
-    await migrate(engine)
-    await engine.dispose()
+    await migrated(empty_database_url)
     reading, writing = os.pipe()
     worker = await asyncio.create_subprocess_exec(
         *(sys.executable, str(ROOT / "worker.py"), "run", "--database-url", empty_database_url),

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from inspect import isawaitable
-from typing import TypeAlias
 
 import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.models import Invoice, InvoiceLine
+from svc_infra.billing.provider import ProviderSync
 from svc_infra.db.after_commit import call_after_commit
 
 log = structlog.get_logger(__name__)
-
-ProviderSync: TypeAlias = Callable[[Invoice, list[InvoiceLine]], Awaitable[None] | None]
 
 # A loop holds its tasks weakly; this is what keeps them until they are done.
 _running: set[asyncio.Task[None]] = set()

@@ -15,7 +15,8 @@ from svc_infra.billing.first_use import ready
 from svc_infra.billing.invoicing import InvoiceRequest, generate_invoices
 from svc_infra.billing.metrics import AGGREGATE_MILLISECONDS, INVOICES_GENERATED
 from svc_infra.billing.periods import day_bounds
-from svc_infra.billing.provider_hook import ProviderSync, sync_after_commit
+from svc_infra.billing.provider import ProviderSync
+from svc_infra.billing.provider_hook import sync_after_commit
 from svc_infra.billing.tenants import zones_of
 from svc_infra.billing.usage import NewUsage, quantity, record_many
 from svc_infra.clock import Clock, SystemClock

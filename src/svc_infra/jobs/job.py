@@ -88,11 +88,6 @@ class Job:
     waits_for: str | None = None
     database: str | None = None
 
-    @property
-    def is_durable(self) -> bool:
-        """Whether the job is a row of a database, so that its handler's transaction can finish it."""
-        return self.database is not None
-
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:

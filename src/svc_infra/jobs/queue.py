@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
@@ -167,8 +167,3 @@ def make_request(
 def claim_order(job: Job) -> tuple[int, datetime, str]:
     """The order in which jobs are claimed."""
     return (job.priority, job.run_at, job.id)
-
-
-def ids_of(jobs: Sequence[Job]) -> set[str]:
-    """Return the ids of ``jobs``."""
-    return {job.id for job in jobs}

@@ -6,7 +6,7 @@ a bare text is one of before secrets were sealed. Times are wall time: a rotatio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -137,11 +137,6 @@ def public_keys(items: StoredSecrets, now: datetime) -> tuple[str, ...]:
     """Return the ``whpk_`` keys of those that are valid ``now``, newest first."""
     valid = [item for item in map(_normal, items) if _is_valid(item, now)]
     return tuple(item["public_key"] for item in valid if item["public_key"])
-
-
-def are_plain(items: Iterable[Any]) -> bool:
-    """Tell whether one is stored as it is."""
-    return any(not is_sealed(_normal(item)["secret"]) for item in items)
 
 
 def _normal(item: Any) -> dict[str, Any]:
