@@ -183,7 +183,7 @@ def key_ring(webhooks: WebhookSettings) -> KeyRing | None:
     Raises:
         InvalidSettings: they cannot be read.
     """
-    keys = webhooks.read_secret_keys().strip()
+    keys = webhooks.secret_keys.get_secret_value().strip()
     return KeyRing.parse(keys) if keys else None
 
 

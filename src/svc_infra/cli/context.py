@@ -14,10 +14,10 @@ from typing import Any, ParamSpec, TypeVar
 import click
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from svc_infra.config import Settings, load_settings
+from svc_infra.config import LoadedSettings, Settings, load_with_sources
 from svc_infra.db.migration import require_head
 from svc_infra.db.session import make_engine, make_session_factory
-from svc_infra.exceptions import SchemaMissing
+from svc_infra.exceptions import InvalidSettings, SchemaMissing
 from svc_infra.logs import configure_logging
 
 P = ParamSpec("P")
@@ -28,7 +28,18 @@ _GARBAGE_THRESHOLDS = (100_000, 20, 50)
 
 
 def settings_options(command: Callable[..., T]) -> Callable[..., T]:
-    """Give a command ``--config`` and ``--database-url``, and pass it the loaded ``settings``."""
+    """Give a command ``--config``, ``--database-url`` and ``--set``, and pass it the loaded ``settings``."""
+
+    @loaded_settings_options
+    @wraps(command)
+    def with_settings(loaded: LoadedSettings, **parameters: Any) -> T:
+        return command(settings=loaded.settings, **parameters)
+
+    return with_settings
+
+
+def loaded_settings_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Do as ``settings_options`` does, and pass ``loaded``: the settings and where they come from."""
 
     @click.option(
         "--config",
@@ -37,16 +48,28 @@ def settings_options(command: Callable[..., T]) -> Callable[..., T]:
         help="Settings file; config/worker.toml is read when it is there.",
     )
     @click.option("--database-url", help="Database to use, before DATABASE_URL and the settings file.")
+    @click.option(
+        "--set", "flags", multiple=True, metavar="SECTION.KEY=VALUE", help="Any setting, before all else."
+    )
     @wraps(command)
-    def with_settings(config_file: Path | None, database_url: str | None, **parameters: Any) -> T:
+    def with_loaded(
+        config_file: Path | None, database_url: str | None, flags: tuple[str, ...], **parameters: Any
+    ) -> T:
         if config_file is None and DEFAULT_CONFIG.is_file():
             config_file = DEFAULT_CONFIG
-        settings = load_settings(config_file, database_url=database_url)
+        loaded = load_with_sources(config_file, database_url=database_url, flags=dict(map(_flag, flags)))
         # A command answers and is gone; only the worker keeps a log (and sets the level of it).
         configure_logging("warning")
-        return command(settings=settings, **parameters)
+        return command(loaded=loaded, **parameters)
 
-    return with_settings
+    return with_loaded
+
+
+def _flag(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InvalidSettings(f"--set {text}: write it as section.key=value, like worker.concurrency=8")
+    return name.strip(), value
 
 
 def json_option(command: Callable[P, T]) -> Callable[P, T]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from svc_infra.config import Settings, load_settings
+from svc_infra.config import Settings, load_settings, load_with_sources
 from svc_infra.exceptions import InvalidSettings
 
 WORKER_TOML = Path(__file__).resolve().parents[3] / "config" / "worker.toml"
@@ -70,3 +70,58 @@ def test_a_delivery_lease_shorter_than_two_requests_is_refused(tmp_path: Path) -
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match=r"nowhere\.toml"):
         load_settings(tmp_path / "nowhere.toml")
+
+
+def test_a_mounted_file_may_hold_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "url").write_text("postgresql://u:hunter2@db/x\n")
+    (tmp_path / "keys").write_text("k1:AAAA\n")
+    monkeypatch.setenv("DATABASE_URL_FILE", str(tmp_path / "url"))
+    file = tmp_path / "worker.toml"
+    file.write_text(f'[webhooks]\nsecret_keys_file = "{tmp_path / "keys"}"\n')
+    settings = load_settings(file)
+    assert settings.database.url == "postgresql://u:hunter2@db/x"
+    assert settings.webhooks.secret_keys.get_secret_value() == "k1:AAAA"
+    monkeypatch.setenv("SVC__WORKER__CONCURRENCY_FILE", str(tmp_path / "nowhere"))
+    with pytest.raises(InvalidSettings, match=r"CONCURRENCY_FILE: .*nowhere cannot be read"):
+        load_settings(file)
+
+
+def test_a_value_and_a_file_that_holds_it_are_one_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "eight").write_text("8")
+    monkeypatch.setenv("SVC__WORKER__CONCURRENCY", "9")
+    monkeypatch.setenv("SVC__WORKER__CONCURRENCY_FILE", str(tmp_path / "eight"))
+    with pytest.raises(InvalidSettings, match="not both"):
+        load_settings()
+
+
+def test_flags_come_before_all_and_every_value_knows_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "worker.toml"
+    file.write_text("[worker]\nconcurrency = 7\ngrace_seconds = 11\n[log]\nlevel = 'debug'\n")
+    monkeypatch.setenv("SVC__WORKER__CONCURRENCY", "9")
+    monkeypatch.setenv("SVC__LOG__LEVEL", "error")
+    flags = {"worker.concurrency": "3", "webhooks.allow_ports": "[443]"}
+    loaded = load_with_sources(file, flags=flags)
+    assert (loaded.settings.worker.concurrency, loaded.settings.webhooks.allow_ports) == (3, (443,))
+    assert loaded.sources == {
+        "worker.concurrency": "flag",
+        "worker.grace_seconds": str(file),
+        "log.level": "environment SVC__LOG__LEVEL",
+        "webhooks.allow_ports": "flag",
+    }
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("worker.concurency", "3", "'concurrency'"),
+        ("worker.concurrency", "0", r"worker\.concurrency: .*greater"),
+        ("webhooks.allow_ports", "443,80", "as JSON"),
+    ],
+)
+def test_a_wrong_flag_says_what_is_wrong(flag: str, value: str, message: str) -> None:
+    with pytest.raises(InvalidSettings, match=message):
+        load_settings(flags={flag: value})
