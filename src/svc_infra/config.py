@@ -85,6 +85,11 @@ class BillingSettings(_Section):
     currency: str = "usd"
 
 
+class MonitoringSettings(_Section):
+    host: str = "127.0.0.1"
+    port: int = Field(0, ge=0, le=65535)
+
+
 class LogSettings(_Section):
     level: str = "info"
 
@@ -101,6 +106,7 @@ class Settings(BaseSettings):
     scheduler: SchedulerSettings = SchedulerSettings()
     webhooks: WebhookSettings = WebhookSettings()
     billing: BillingSettings = BillingSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
     log: LogSettings = LogSettings()
 
     @classmethod

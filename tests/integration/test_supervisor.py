@@ -6,10 +6,12 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from svc_infra.cli.supervisor import child_command
@@ -52,10 +54,10 @@ async def migrated(database_url: str) -> None:
     await engine.dispose()
 
 
-async def supervised(database_url: str) -> tuple[asyncio.subprocess.Process, Log]:
+async def supervised(database_url: str, *options: str) -> tuple[asyncio.subprocess.Process, Log]:
     """Start a supervisor of two workers, and return it with the log of all three."""
     await migrated(database_url)
-    command = [str(ROOT / "worker.py"), "run", "--processes", "2", "--database-url", database_url]
+    command = [str(ROOT / "worker.py"), "run", "--processes", "2", "--database-url", database_url, *options]
     supervisor = await asyncio.create_subprocess_exec(
         sys.executable, *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
@@ -114,6 +116,25 @@ async def test_a_worker_stops_when_told_although_nobody_reads_its_log_any_more(
                 pass
         worker.terminate()
         assert await worker.wait() == 0
+
+
+@pytest.mark.sqlite_only
+async def test_each_process_answers_probes_on_a_port_of_its_own(empty_database_url: str) -> None:
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        port = first.getsockname()[1]
+        second.bind(("127.0.0.1", port + 1))
+    supervisor, log = await supervised(empty_database_url, "--set", f"monitoring.port={port}")
+    async with asyncio.timeout(100), httpx.AsyncClient(trust_env=False) as client:
+        for _ in range(2):
+            await log.event("worker.ready")
+        for each in (port, port + 1):
+            for path in ("livez", "readyz"):
+                assert (await client.get(f"http://127.0.0.1:{each}/{path}")).json() == {"status": "ok"}
+        supervisor.send_signal(signal.SIGTERM)
+        rest = await log.events_to_the_end()
+        assert await supervisor.wait() == 0
+    assert rest.count("worker.stopped") == 2
 
 
 @pytest.mark.parametrize("option", [["--processes", "4"], ["--processes=4"]])

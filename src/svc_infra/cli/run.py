@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import click
 import structlog
@@ -15,7 +17,10 @@ from svc_infra.cli.context import engine_of, run_async, settings_options
 from svc_infra.cli.supervisor import SUPERVISED, child_command, supervise
 from svc_infra.config import Settings
 from svc_infra.db.migration import require_head
+from svc_infra.db.readiness import why_not_ready
 from svc_infra.logs import configure_logging
+from svc_infra.monitoring.health import Health
+from svc_infra.monitoring.server import MonitoringServer
 from svc_infra.runtime import Runtime, guarded_sender
 
 log = structlog.get_logger(__name__)
@@ -33,9 +38,9 @@ SAME_SIGNAL_SECONDS = 1.0
     type=click.IntRange(1, 64),
     help="Run this many workers; one that dies is started again.",
 )
-@click.option(SUPERVISED, "is_supervised", is_flag=True, hidden=True)
+@click.option(SUPERVISED, "index", type=int, hidden=True, help="The index of this process of --processes.")
 @settings_options
-def run(settings: Settings, application: str | None, processes: int | None, is_supervised: bool) -> None:
+def run(settings: Settings, application: str | None, processes: int | None, index: int | None) -> None:
     """Run the worker: jobs, cron, webhook relay and sender in one process.
 
     Any number of workers may share one PostgreSQL. SIGTERM or SIGINT stops gracefully: nothing new is
@@ -45,24 +50,40 @@ def run(settings: Settings, application: str | None, processes: int | None, is_s
     if processes is not None:
         sys.exit(run_async(supervise(child_command(sys.argv), processes)))
     loaded = load_application(application) if application else None
-    run_async(_run(settings, loaded, is_supervised))
+    run_async(_run(settings, loaded, index))
 
 
-async def _run(settings: Settings, application: Application | None, is_supervised: bool) -> None:
+async def _run(settings: Settings, application: Application | None, index: int | None) -> None:
     engine = engine_of(settings)
     sender = guarded_sender(settings.webhooks)
     stop = asyncio.Event()
     stop_on_signals(stop)
-    if is_supervised:
+    if index is not None:
         _stop_with_supervisor(stop)
     try:
         await require_head(engine)
         runtime = Runtime(settings, engine, sender, application=application)
-        log.info("worker.ready", pid=os.getpid(), database=engine.dialect.name)
-        await runtime.run(stop)
+        async with monitored(runtime, stop, index=index or 0):
+            log.info("worker.ready", pid=os.getpid(), database=engine.dialect.name)
+            await runtime.run(stop)
     finally:
         await sender.aclose()
         await engine.dispose()
+
+
+@asynccontextmanager
+async def monitored(runtime: Runtime, stop: asyncio.Event, *, index: int) -> AsyncIterator[None]:
+    """Answer the operator's tools on ``monitoring.port`` plus ``index``, if the settings ask for it."""
+    monitoring = runtime.settings.monitoring
+    if not monitoring.port:
+        yield
+        return
+    health = Health(lambda: why_not_ready(runtime.engine), keeps_leases=lambda: runtime.worker.keeps_leases)
+    server = MonitoringServer(health, host=monitoring.host, port=monitoring.port + index)
+    ticking = asyncio.create_task(health.run(stop))
+    with server:
+        yield
+    await ticking
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:

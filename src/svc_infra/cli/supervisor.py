@@ -23,7 +23,7 @@ _HEALTHY_SECONDS = 30.0
 
 
 def child_command(argv: Sequence[str]) -> list[str]:
-    """Return the command of one worker process: this one's own arguments without ``--processes``."""
+    """Return the command of a worker process without its index: our own arguments but ``--processes``."""
     arguments: list[str] = []
     skips_next = False
     for argument in argv[1:]:
@@ -36,8 +36,8 @@ def child_command(argv: Sequence[str]) -> list[str]:
 async def supervise(command: Sequence[str], processes: int) -> int:
     """Keep ``processes`` of ``command`` running until a signal to stop; return the exit code.
 
-    SIGTERM and SIGINT are passed on, each time. It ends when all processes have ended: 0 if each of them
-    stopped in order, else 1.
+    Each gets its index as one more argument. SIGTERM and SIGINT are passed on, each time. It ends when all
+    processes have ended: 0 if each of them stopped in order, else 1.
     """
     supervisor = _Supervisor(command)
     loop = asyncio.get_running_loop()
@@ -79,7 +79,7 @@ class _Supervisor:
         # In a session of its own: Ctrl-C reaches it once, from here, and not from the terminal too.
         # Its standard input is a pipe that nobody writes to: it ends when this process does, however it dies.
         process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=asyncio.subprocess.PIPE, start_new_session=True
+            *self._command, str(index), stdin=asyncio.subprocess.PIPE, start_new_session=True
         )
         self._running.add(process)
         log.info("supervisor.process_started", index=index, pid=process.pid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def packaged_folder(name: str) -> Path:
     return packaged if packaged.is_dir() else Path(__file__).resolve().parents[3] / name
 
 
+@cache
 def head_revision() -> str:
     """Return the newest revision that this version of the code knows."""
     head = ScriptDirectory.from_config(_config()).get_current_head()

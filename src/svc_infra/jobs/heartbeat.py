@@ -72,6 +72,11 @@ class Heartbeat:
         """Whether it beats in the worker's own loop, and so not while that is blocked."""
         return self._in_loop is not None
 
+    @property
+    def is_beating(self) -> bool:
+        """Whether it is there to extend leases: its thread lives, or it needs none."""
+        return self._thread is None or self._thread.is_alive()
+
     async def beat(self) -> None:
         """Extend all leases now, over the worker's own connections."""
         await self._extend(self._queue)

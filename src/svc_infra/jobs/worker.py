@@ -109,6 +109,11 @@ class Worker:
         """Look for due jobs now instead of at the next poll; call it in the worker's event loop."""
         self._wake.set()
 
+    @property
+    def keeps_leases(self) -> bool:
+        """Whether the heartbeat that keeps the leases of jobs in hand is there."""
+        return self._heartbeat.is_beating
+
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, then stop gracefully.
 

@@ -1,0 +1,1 @@
+"""What an operator's tools ask a worker: is it alive, is it ready, and how much has it done."""
