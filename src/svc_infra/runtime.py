@@ -91,6 +91,7 @@ class Runtime:
             self.clock,
             poll_seconds=settings.webhooks.poll_seconds,
             on_relayed=self.deliverer.wake,
+            is_listening=not settings.database.behind_transaction_pooler,
         )
         self.webhook_upkeep = self._webhook_upkeep()
         self.handlers = self._handlers(application)

@@ -1,4 +1,7 @@
-"""An idle worker starts a job soon after its enqueue, not at the next poll; and polling alone is correct."""
+"""What is idle starts soon after a commit, not at the next poll: a worker its job, a relay its message.
+
+And polling alone is correct.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ from svc_infra.db.session import make_engine, make_session_factory
 from svc_infra.jobs import Handlers, Job, JobRequest, JobState, SqlJobQueue, Worker
 from svc_infra.jobs.models import JobRow
 from svc_infra.jobs.waking import WakeUp, announce
+from svc_infra.webhooks.relay import Relay
 from tests.contract.queue_contract import Sessions, enqueue
+from tests.contract.webhook_shop import Shop
 
 # No test waits for it: a job that starts only at the poll shows as a timeout.
 NEVER = 3600.0
@@ -32,6 +37,24 @@ async def main():
     sessions = make_session_factory(engine)
     async with sessions.begin() as session:
         SqlJobQueue(sessions).bind(session).enqueue("n")
+    await engine.dispose()
+
+asyncio.run(main())
+"""
+
+
+PUBLISH_ELSEWHERE = """
+import asyncio, sys
+from sqlalchemy.ext.asyncio import AsyncSession
+from svc_infra.clock import SystemClock
+from svc_infra.db.outbox import OutboxMessage, SqlOutboxStore
+from svc_infra.db.session import make_engine
+
+async def main():
+    engine = make_engine(sys.argv[1])
+    async with AsyncSession(engine) as session, session.begin():
+        message = OutboxMessage("msg_elsewhere", "shop.order.paid", None, b"{}", SystemClock().now())
+        SqlOutboxStore().add([message], session=session)
     await engine.dispose()
 
 asyncio.run(main())
@@ -151,3 +174,22 @@ async def test_a_rolled_back_enqueue_wakes_nobody(session_factory: Sessions) -> 
     await asyncio.wait_for(woken.wait(), 10)
     stop.set()
     await waiting
+
+
+async def test_a_message_is_relayed_without_a_poll_whichever_process_publishes_it(
+    session_factory: Sessions, database_url: str
+) -> None:
+    shop, relayed, stop = Shop(session_factory), asyncio.Event(), asyncio.Event()
+    endpoint_id = await shop.add()
+    relay = Relay(session_factory, poll_seconds=NEVER, on_relayed=relayed.set)
+    running = asyncio.create_task(relay.run(stop))
+    for _ in range(3):
+        await shop.publish({})
+        await asyncio.wait_for(relayed.wait(), 20)
+        relayed.clear()
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", PUBLISH_ELSEWHERE, database_url)
+    assert await process.wait() == 0
+    await asyncio.wait_for(relayed.wait(), 20)
+    assert len(await shop.states(endpoint_id)) == 4
+    stop.set()
+    await running

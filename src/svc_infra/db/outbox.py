@@ -37,12 +37,16 @@ from sqlalchemy.sql.dml import Insert
 from svc_infra.canonical import compact_json
 from svc_infra.db.after_commit import call_after_commit
 from svc_infra.db.base import TENANT_ID_LENGTH, Base, IdText, UtcDateTime
+from svc_infra.db.commit_notice import announce
 from svc_infra.db.rowset import Rowset
 from svc_infra.exceptions import NotInTransaction
 
 # From so many messages on, one bulk insert is worth a round trip of its own (30 us a row are saved).
 _BULK_ROWS = 20
 MAX_KEY_LENGTH = 255
+MESSAGES_CHANNEL = "svc_infra_messages"
+"""The channel of the notices that messages were committed."""
+
 _LISTENING = "svc_infra.outbox"
 
 _IS_PENDING = text("state = 'pending'")
@@ -139,13 +143,13 @@ class SqlOutboxStore:
                 "AsyncSession of the business change"
             )
         values = [_as_values(message) for message in messages]
+        sync_session = session.sync_session if isinstance(session, AsyncSession) else session
+        announce(sync_session, MESSAGES_CHANNEL)
         if isinstance(session, Session) and len(values) >= _BULK_ROWS:
             _insert(session, values)
             return
         if any(row["idempotency_digest"] for row in values):
-            _insert_known_facts_only_once(
-                session.sync_session if isinstance(session, AsyncSession) else session
-            )
+            _insert_known_facts_only_once(sync_session)
         session.add_all([OutboxMessageRow(**row) for row in values])
 
 

@@ -29,9 +29,10 @@ from sqlalchemy.orm import Session
 
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.db.base import TENANT_ID_LENGTH, IdText, UtcDateTime, new_id
-from svc_infra.db.outbox import OutboxMessageRow, OutboxState
+from svc_infra.db.outbox import MESSAGES_CHANNEL, OutboxMessageRow, OutboxState
 from svc_infra.db.rowset import Rowset
 from svc_infra.jobs.loop import run_loop
+from svc_infra.jobs.waking import WakeUp
 from svc_infra.webhooks.delivery import DeliveryState
 from svc_infra.webhooks.models import DeliveryRow, EndpointRow
 from svc_infra.webhooks.ordering import HELD_FOR_ORDER, HELD_WHILE_DISABLED, lock_endpoints, promote
@@ -70,13 +71,19 @@ class Relay:
         batch_size: int = BATCH_SIZE,
         poll_seconds: float = 1.0,
         on_relayed: Callable[[], None] | None = None,
+        is_listening: bool = True,
     ) -> None:
-        """Make a relay; ``on_relayed`` is called after a batch that made deliveries (``Deliverer.wake``)."""
+        """Make a relay; ``on_relayed`` is called after a batch that made deliveries (``Deliverer.wake``).
+
+        ``is_listening`` is False behind a transaction pooler: what other processes publish then waits for the
+        next poll.
+        """
         self._session_factory = session_factory
         self._clock = clock or SystemClock()
         self._batch_size = batch_size
         self._poll_seconds = poll_seconds
         self._on_relayed = on_relayed
+        self._is_listening = is_listening
         self._wake = asyncio.Event()
 
     async def run_once(self) -> int:
@@ -96,12 +103,18 @@ class Relay:
         return total
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Relay until ``stop`` is set, looking every ``poll_seconds`` and at once after ``wake``."""
+        """Relay until ``stop`` is set: soon after a publish, after ``wake``, and every ``poll_seconds``."""
 
         async def step() -> bool:
-            return await self.run_once() > 0
+            return await self.run_once() == self._batch_size
 
-        await run_loop("webhooks.relay", step, stop=stop, wake=self._wake, poll_seconds=self._poll_seconds)
+        url = self._session_factory().sync_session.get_bind().engine.url
+        wake_up = WakeUp(url, self.wake, channel=MESSAGES_CHANNEL)
+        async with asyncio.TaskGroup() as parts:
+            parts.create_task(wake_up.run(stop, is_listening=self._is_listening))
+            parts.create_task(
+                run_loop("webhooks.relay", step, stop=stop, wake=self._wake, poll_seconds=self._poll_seconds)
+            )
 
     def wake(self) -> None:
         """Say that something was published and committed."""
