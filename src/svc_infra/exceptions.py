@@ -118,3 +118,14 @@ class NotFound(SvcInfraError):
 
 class QuotaExceeded(SvcInfraError):
     """The plan's limit for this window is used up."""
+
+
+# --- the HTTP API -----------------------------------------------------------------------------------------
+
+
+class InvalidApiKey(SvcInfraError):
+    """A key for the HTTP API cannot be made as asked."""
+
+
+class InvalidCursor(SvcInfraError):
+    """A cursor is none of ours, or of another list; pass the ``next_cursor`` of a page of this one."""

@@ -25,6 +25,7 @@ _COMMANDS = {
     "queues": ("svc_infra.cli.queues:queues", "List queues; pause and resume them."),
     "schedules": ("svc_infra.cli.schedules:schedules", "List schedules and fires; pause, resume, run them."),
     "demo": ("svc_infra.cli.demo:demo", "Bill a history in simulated time and prove every amount."),
+    "keys": ("svc_infra.cli.keys:keys", "Make, list and revoke the keys of the HTTP API."),
     "config": ("svc_infra.cli.config:config", "Show the settings in force and where each comes from."),
     "doctor": ("svc_infra.cli.doctor:doctor", "Check the database, the settings and the schedules."),
 }

@@ -19,6 +19,7 @@ MODEL_MODULES = (
     "svc_infra.jobs.models",
     "svc_infra.webhooks.models",
     "svc_infra.billing.models",
+    "svc_infra.api.models",
 )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 from fastapi import Depends, HTTPException, Request
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+from svc_infra.api.key_cache import KeyCache
+from svc_infra.api.keys import is_key
 from svc_infra.clock import Clock
 from svc_infra.config import DatabaseSettings, load_settings
 from svc_infra.db.session import make_engine, make_session_factory
@@ -19,6 +21,7 @@ from svc_infra.exceptions import InvalidSettings
 SessionFactory: TypeAlias = async_sessionmaker[AsyncSession]
 
 BILLING_SCOPES = frozenset({"billing.read", "billing.write"})
+TENANT_HEADER = "Svc-Tenant"
 _SETTINGS_FILE = Path("config/worker.toml")  # the worker reads it too, and both must see one database
 
 
@@ -26,11 +29,15 @@ _SETTINGS_FILE = Path("config/worker.toml")  # the worker reads it too, and both
 class Principal:
     """Who is asking, after authentication: one tenant, and what may be done in its name.
 
-    ``scopes`` are ``billing.read`` and ``billing.write``; unless given, both.
+    ``scopes`` are some of ``svc_infra.api.keys.OPERATOR_SCOPES``; unless given, billing's two. ``name`` tells
+    callers of one tenant apart. An operator (``is_operator``) acts for the tenant of ``tenant_id``, or for
+    none where that is empty, and may use the routes of jobs.
     """
 
     tenant_id: str
     scopes: frozenset[str] = BILLING_SCOPES
+    name: str = ""
+    is_operator: bool = False
 
 
 PrincipalSource: TypeAlias = Callable[[Request], Principal | Awaitable[Principal | None] | None]
@@ -70,13 +77,15 @@ class ApiContext:
     database: Database
     principal: PrincipalSource | None
     clock: Clock
+    keys: KeyCache = field(default_factory=KeyCache)
 
 
 async def find_principal(request: Request) -> Principal | None:
-    """Return who is asking as the application says, None when it knows nobody.
+    """Return who is asking, None when nobody is known.
 
-    Asked is the ``principal`` given to ``add_billing``, or without one ``request.state.principal``, which
-    the application's own middleware sets. No header is believed here.
+    Asked is the ``principal`` given to ``add_billing``; without one ``request.state.principal``, which the
+    application's own middleware sets; without that an API key in ``Authorization: Bearer svck_…``. An
+    operator's key names the tenant that it acts for in the header ``Svc-Tenant``.
 
     Raises:
         InvalidSettings: the application said something else than a ``Principal``.
@@ -87,9 +96,23 @@ async def find_principal(request: Request) -> Principal | None:
         found = await answer if inspect.isawaitable(answer) else answer
     else:
         found = getattr(request.state, "principal", None)
+        if found is None and context is not None:
+            found = await _principal_of_key(request, context)
     if found is not None and not isinstance(found, Principal):
         raise InvalidSettings(f"the principal is a {type(found).__name__}; make it a Principal(tenant_id, …)")
     return found
+
+
+async def _principal_of_key(request: Request, context: ApiContext) -> Principal | None:
+    scheme, _, text = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not is_key(text):
+        return None
+    key = await context.keys.find(text, context.database.session_factory, now=context.clock.now())
+    if key is None:
+        return None
+    is_operator = key.tenant_id is None
+    tenant_id = request.headers.get(TENANT_HEADER, "") if is_operator else str(key.tenant_id)
+    return Principal(tenant_id, key.scopes, name=key.id, is_operator=is_operator)
 
 
 async def get_principal(request: Request) -> Principal:
@@ -110,14 +133,32 @@ CurrentPrincipal = Annotated[Principal, Depends(get_principal)]
 
 
 def require_scope(scope: str) -> Callable[[Principal], Awaitable[Principal]]:
-    """Return a dependency on a caller who has ``scope``; it answers 403 to others."""
+    """Return a dependency on a caller who has ``scope`` and acts for a tenant; it answers 403 to others."""
 
     async def principal_with_scope(principal: CurrentPrincipal) -> Principal:
-        if scope not in principal.scopes:
-            raise HTTPException(403, f"This needs the scope {scope}.")
+        _require(principal, scope)
+        if not principal.tenant_id:
+            raise HTTPException(400, f"Say for which tenant, with the header {TENANT_HEADER}.")
         return principal
 
     return principal_with_scope
+
+
+def require_operator(scope: str) -> Callable[[Principal], Awaitable[Principal]]:
+    """Return a dependency on an operator who has ``scope``; it answers 403 to others."""
+
+    async def operator_with_scope(principal: CurrentPrincipal) -> Principal:
+        _require(principal, scope)
+        if not principal.is_operator:
+            raise HTTPException(403, "This is the operator's; a tenant's key does not open it.")
+        return principal
+
+    return operator_with_scope
+
+
+def _require(principal: Principal, scope: str) -> None:
+    if scope not in principal.scopes:
+        raise HTTPException(403, f"This needs the scope {scope}.")
 
 
 async def get_session_factory(request: Request) -> SessionFactory:
@@ -126,15 +167,20 @@ async def get_session_factory(request: Request) -> SessionFactory:
     Raises:
         InvalidSettings: ``add_billing`` was not called for this application.
     """
-    return _context(request).database.session_factory
+    return context_of(request).database.session_factory
 
 
 async def get_clock(request: Request) -> Clock:
     """Depend on the application's business time."""
-    return _context(request).clock
+    return context_of(request).clock
 
 
-def _context(request: Request) -> ApiContext:
+def context_of(request: Request) -> ApiContext:
+    """Return what ``add_billing`` left for this application.
+
+    Raises:
+        InvalidSettings: ``add_billing`` was not called for it.
+    """
     context = _context_of(request)
     if context is None:
         raise InvalidSettings("this application has no database of ours; call add_billing(app) first")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -80,8 +80,8 @@ class IdempotencyMiddleware:
         if not keys:
             await self._app(scope, receive, send)
             return
-        if len(keys) > 1 or not 0 < len(keys[0]) <= MAX_KEY_LENGTH:
-            await self._refusal_of_key()(scope, receive, send)
+        if not usable_key(keys):
+            await refusal_of_key(self._header)(scope, receive, send)
             return
         caller = await self._caller(Request(scope))
         if caller is None:
@@ -93,10 +93,10 @@ class IdempotencyMiddleware:
             return
         if messages[-1]["type"] == "http.disconnect":
             return  # nobody is there to be answered, and nothing has been done
-        slot = _digest(scope["method"], scope["path"], caller, keys[0])
+        slot = request_digest(scope["method"], scope["path"], caller, keys[0])
         # Joined, for the same body may come in other pieces.
         body = b"".join(message.get("body", b"") for message in messages)
-        fingerprint = _digest(scope["query_string"], body)
+        fingerprint = request_digest(scope["query_string"], body)
         stored = self._store.get(slot)
         if stored is None:
             await self._run(slot, fingerprint, scope, _again(messages, receive), send)
@@ -159,38 +159,57 @@ class IdempotencyMiddleware:
         # Two users of one tenant may see different things, so the credentials count beside the principal.
         credentials = [request.headers.get(name, "") for name in _CREDENTIALS]
         if principal is not None:
-            return _digest("principal", principal.tenant_id, " ".join(sorted(principal.scopes)), *credentials)
+            return request_digest(
+                "principal", principal.tenant_id, " ".join(sorted(principal.scopes)), *credentials
+            )
         if any(credentials):
-            return _digest("credentials", *credentials)
+            return request_digest("credentials", *credentials)
         ignored = {self._header.lower(), *_NOT_THE_CALLER}
         names = sorted({name for name in request.headers if name not in ignored})
-        return _digest("headers", *(f"{name}: {request.headers.getlist(name)}" for name in names))
-
-    def _refusal_of_key(self) -> Response:
-        detail = f"Send {self._header} once, with 1 to {MAX_KEY_LENGTH} characters."
-        return problem(400, slug="invalid-idempotency-key", title="The key cannot be used", detail=detail)
+        return request_digest("headers", *(f"{name}: {request.headers.getlist(name)}" for name in names))
 
     def _refusal_of_size(self) -> Response:
         detail = f"With {self._header}, a body has at most {self._max_body_bytes:,} bytes."
         return problem(413, detail=detail)
 
 
+def usable_key(keys: Sequence[str]) -> bool:
+    """Whether the header came once and its value can be stored."""
+    return len(keys) == 1 and 0 < len(keys[0]) <= MAX_KEY_LENGTH
+
+
+def refusal_of_key(header: str) -> Response:
+    """Answer a request whose key is none."""
+    detail = f"Send {header} once, with 1 to {MAX_KEY_LENGTH} characters."
+    return problem(400, slug="invalid-idempotency-key", title="The key cannot be used", detail=detail)
+
+
+def key_reused() -> Response:
+    """Answer a key that came before with another request."""
+    return problem(
+        422,
+        slug="idempotency-key-reused",
+        title="The key was used for another request",
+        detail="Send the first request again unchanged, or this one with a new key.",
+    )
+
+
+def in_progress() -> Response:
+    """Answer a key whose first request has not ended."""
+    return problem(
+        409,
+        slug="idempotency-key-in-progress",
+        title="The first request with this key is still running",
+        detail="Send it again when that one has ended.",
+        retry_after_seconds=1,
+    )
+
+
 def _answer(stored: StoredAnswer, fingerprint: str) -> Response:
     if stored.fingerprint != fingerprint:
-        return problem(
-            422,
-            slug="idempotency-key-reused",
-            title="The key was used for another request",
-            detail="Send the first request again unchanged, or this one with a new key.",
-        )
+        return key_reused()
     if stored.status is None:
-        return problem(
-            409,
-            slug="idempotency-key-in-progress",
-            title="The first request with this key is still running",
-            detail="Send it again when that one has ended.",
-            retry_after_seconds=1,
-        )
+        return in_progress()
     response = Response(stored.body, stored.status)
     response.raw_headers = [*stored.headers, (b"idempotency-replayed", b"true")]
     return response
@@ -211,7 +230,8 @@ def _is_unsafe(scope: Scope) -> bool:
     return scope["type"] == "http" and scope["method"] in METHODS
 
 
-def _digest(*parts: str | bytes) -> str:
+def request_digest(*parts: str | bytes) -> str:
+    """Return the SHA-256 of the parts, in which no two different lists of parts are alike."""
     digest = hashlib.sha256()
     for part in parts:
         encoded = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -53,6 +52,8 @@ _KINDS: dict[type[SvcInfraError], _Kind] = {
     exceptions.IdempotencyConflict: _Kind(409, "idempotency-conflict", "The idempotency key is taken"),
     exceptions.PeriodOverlap: _Kind(409, "period-overlap", "The period overlaps an invoiced one"),
     exceptions.AmbiguousPrice: _Kind(409, "ambiguous-price", "Two prices bill the same usage"),
+    exceptions.InvalidCursor: _Kind(422, "invalid-cursor", "The cursor is none of ours"),
+    exceptions.InvalidApiKey: _Kind(422, "invalid-api-key", "The key cannot be made"),
     exceptions.QuotaExceeded: _Kind(429, "quota-exceeded", "The quota is used up"),
     exceptions.SchemaMissing: _Kind(503, "schema-missing", "The database is not ready"),
 }
@@ -96,19 +97,19 @@ async def answer_error(request: Request, error: Exception) -> Response:
     raise error
 
 
-class ProblemRoute(APIRoute):
-    """A route that answers its errors as problems whatever handlers its application has."""
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
 
-        async def handle_or_answer(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except (SvcInfraError, HTTPException, RequestValidationError, SQLAlchemyError, OSError) as error:
-                return await answer_error(request, error)
+def answering_errors(handle: Handler) -> Handler:
+    """Return ``handle`` with its errors answered as problems, whatever handlers its application has."""
 
-        return handle_or_answer
+    async def handle_or_answer(request: Request) -> Response:
+        try:
+            return await handle(request)
+        except (SvcInfraError, HTTPException, RequestValidationError, SQLAlchemyError, OSError) as error:
+            return await answer_error(request, error)
+
+    return handle_or_answer
 
 
 async def _answer_unexpected(request: Request, error: Exception) -> Response:

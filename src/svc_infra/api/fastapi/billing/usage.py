@@ -1,0 +1,245 @@
+"""Usage over HTTP: recorded once per idempotency key, alone, in batches or as a stream; read as totals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, HTTPException, Query, Request
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from svc_infra.api.cursors import installation_cursors
+from svc_infra.api.fastapi.billing.usage_intake import (
+    Intake,
+    Metric,
+    UsageIn,
+    UsageResult,
+    take_all,
+    take_one,
+)
+from svc_infra.api.fastapi.dependencies import (
+    Principal,
+    SessionFactory,
+    get_clock,
+    get_session_factory,
+    require_scope,
+)
+from svc_infra.api.fastapi.middleware.errors.handlers import Handler, answering_errors
+from svc_infra.api.fastapi.unit_of_work import UnitOfWorkRoute, UnitSession
+from svc_infra.billing.aggregation import list_daily
+from svc_infra.billing.first_use import ready
+from svc_infra.canonical import canonical_decimal, canonical_instant
+from svc_infra.clock import Clock
+
+MAX_PAGE = 1_000
+MAX_BATCH = 1_000
+_STREAM_CHUNK = 1_000
+_MAX_LINE_BYTES = 512 * 1024
+_MOST_ERRORS = 100
+_LIST = "usage"
+
+
+class UsageAccepted(BaseModel):
+    """The id of the event that the idempotency key was first used for."""
+
+    id: str
+
+
+class UsageBatchResult(BaseModel):
+    """What became of each event, in the order of the batch, and how many of each."""
+
+    inserted: int
+    duplicate: int
+    conflict: int
+    invalid: int
+    results: list[UsageResult]
+
+
+class UsageStreamResult(BaseModel):
+    """How many events of the stream became what, and the first 100 that were not recorded, by their line."""
+
+    lines: int
+    inserted: int
+    duplicate: int
+    conflict: int
+    invalid: int
+    errors: list[UsageResult]
+
+
+class UsageTotal(BaseModel):
+    """One day's total quantity of a metric, a decimal string."""
+
+    period_start: str
+    granularity: str
+    metric: str
+    total: str
+
+
+class UsagePage(BaseModel):
+    """Totals in the order of their days, and the cursor of the next page while there is one."""
+
+    items: list[UsageTotal]
+    next_cursor: str | None
+
+
+Reader = Annotated[Principal, Depends(require_scope("billing.read"))]
+Writer = Annotated[Principal, Depends(require_scope("billing.write"))]
+Sessions = Annotated[SessionFactory, Depends(get_session_factory)]
+AppClock = Annotated[Clock, Depends(get_clock)]
+
+
+class _StreamRoute(APIRoute):
+    """A route that commits as it goes; its errors are problem documents too."""
+
+    def get_route_handler(self) -> Handler:
+        return answering_errors(super().get_route_handler())
+
+
+def usage_router() -> APIRouter:
+    """Make the routes of usage."""
+    router = APIRouter(route_class=UnitOfWorkRoute, tags=["usage"])
+    router.add_api_route(
+        "/usage", record_usage, methods=["POST"], status_code=202, operation_id="billing_record_usage"
+    )
+    router.add_api_route(
+        "/usage/batch", record_batch, methods=["POST"], operation_id="billing_record_usage_batch"
+    )
+    router.add_api_route(
+        "/usage/stream",
+        record_stream,
+        methods=["POST"],
+        operation_id="billing_record_usage_stream",
+        route_class_override=_StreamRoute,
+        openapi_extra=_NDJSON,
+    )
+    router.add_api_route("/usage", list_usage, methods=["GET"], operation_id="billing_list_usage")
+    return router
+
+
+async def record_usage(
+    usage: UsageIn, principal: Writer, session: UnitSession, clock: AppClock
+) -> UsageAccepted:
+    """Record a usage event; the answer is sent after the commit.
+
+    The same ``idempotency_key`` with the same payload answers with the first event's id, with another
+    payload 409. Without ``at`` it happened now, and a repetition without ``at`` is the same event.
+    """
+    event_id = await session.run_sync(take_one, usage, principal.tenant_id, now=clock.now())
+    return UsageAccepted(id=event_id)
+
+
+async def record_batch(
+    events: Annotated[list[Any], Body(max_length=MAX_BATCH, examples=[[UsageIn.EXAMPLE]])],
+    principal: Writer,
+    session: UnitSession,
+    clock: AppClock,
+) -> UsageBatchResult:
+    """Record up to 1,000 events in one transaction and say what became of each.
+
+    An event that is invalid or whose key has another payload is not recorded; the others are.
+    """
+    intake = await session.run_sync(take_all, events, principal.tenant_id, now=clock.now())
+    return UsageBatchResult(**intake.counts, results=intake.results)
+
+
+async def record_stream(
+    request: Request, principal: Writer, sessions: Sessions, clock: AppClock
+) -> UsageStreamResult:
+    """Record a stream of any length, one JSON event per line (NDJSON), committed every 1,000 lines.
+
+    When it breaks off, send it again from the start: what was recorded is a duplicate then.
+    """
+    total, errors, lines = Intake.empty(), list[UsageResult](), 0
+    async for chunk in _chunks(request):
+        async with sessions.begin() as session:
+            intake = await session.run_sync(_take_ready, chunk, principal.tenant_id, now=clock.now())
+        total.add(intake)
+        refused = [
+            result.model_copy(update={"index": lines + result.index})
+            for result in intake.results
+            if result.detail is not None
+        ]
+        errors += refused[: _MOST_ERRORS - len(errors)]
+        lines += len(chunk)
+    return UsageStreamResult(lines=lines, **total.counts, errors=errors)
+
+
+async def list_usage(
+    principal: Reader,
+    session: UnitSession,
+    clock: AppClock,
+    metric: Annotated[Metric, Query()],
+    cursor: Annotated[str | None, Query(max_length=500)] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+) -> UsagePage:
+    """List the daily totals of a metric as they were last aggregated."""
+
+    def page(sync_session: Session) -> UsagePage:
+        cursors = installation_cursors(sync_session, now=clock.now())
+        list_name = f"{_LIST}:{metric}"
+        after = None if cursor is None else datetime.fromisoformat(cursors.decode(list_name, cursor)[0])
+        days = list_daily(sync_session, principal.tenant_id, metric, after=after, limit=limit + 1)
+        items = [
+            UsageTotal(
+                period_start=canonical_instant(day.period_start),
+                granularity=day.granularity,
+                metric=day.metric,
+                total=canonical_decimal(day.total),
+            )
+            for day in days[:limit]
+        ]
+        has_more = len(days) > limit
+        return UsagePage(
+            items=items,
+            next_cursor=cursors.encode(list_name, [items[-1].period_start]) if has_more else None,
+        )
+
+    return await session.run_sync(page)
+
+
+def _take_ready(session: Session, events: list[Any], tenant_id: str, *, now: datetime) -> Intake:
+    ready(session)
+    return take_all(session, events, tenant_id, now=now)
+
+
+async def _chunks(request: Request) -> AsyncIterator[list[Any]]:
+    """Yield the stream's events, as JSON values, a thousand at a time; what is no JSON is no event."""
+    pending, chunk = b"", list[Any]()
+    async for piece in request.stream():
+        *complete, pending = (pending + piece).split(b"\n")
+        if len(pending) > _MAX_LINE_BYTES:
+            raise HTTPException(413, f"A line has at most {_MAX_LINE_BYTES:,} bytes.")
+        for line in complete:
+            if line.strip():
+                chunk.append(_json(line))
+            if len(chunk) == _STREAM_CHUNK:
+                yield chunk
+                chunk = []
+    if pending.strip():
+        chunk.append(_json(pending))
+    if chunk:
+        yield chunk
+
+
+def _json(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None  # which is no event either
+
+
+_NDJSON: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/x-ndjson": {
+                "schema": {"type": "string", "description": "One event per line."},
+                "example": json.dumps(UsageIn.EXAMPLE) + "\n",
+            }
+        },
+    }
+}

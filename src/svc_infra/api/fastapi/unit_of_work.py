@@ -1,0 +1,190 @@
+"""One request, one transaction: what a route does and the answer under its key commit together.
+
+A route of class ``UnitOfWorkRoute`` takes its session as ``UnitSession``. It never commits: that happens when
+it has returned, before the answer is sent. When it raises, everything is rolled back and nothing is kept, so
+a refused request may be sent again under its ``Idempotency-Key``. A repeated one gets the first answer, byte
+for byte.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Annotated, Any
+
+from fastapi import Depends, HTTPException, Request
+from fastapi.routing import APIRoute
+from sqlalchemy import Result, bindparam, delete, func, literal_column, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+from starlette.responses import Response
+from starlette.types import Message, Receive
+
+from svc_infra.api.fastapi.dependencies import CurrentPrincipal, Principal, context_of
+from svc_infra.api.fastapi.middleware.errors.handlers import Handler, answering_errors
+from svc_infra.api.fastapi.middleware.idempotency import (
+    METHODS,
+    in_progress,
+    key_reused,
+    refusal_of_key,
+    request_digest,
+    usable_key,
+)
+from svc_infra.api.models import IdempotentAnswerRow
+from svc_infra.billing.first_use import ready
+
+ANSWERS_KEPT_FOR = timedelta(days=3)
+MAX_BODY_BYTES = 4 * 1024 * 1024
+_MAX_KEPT_BYTES = 1024 * 1024
+_ANSWERED_BY_THE_SERVER = (b"content-length",)
+
+
+class UnitOfWorkRoute(APIRoute):
+    """A route whose handler runs in the transaction of its request; its errors are problem documents."""
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+
+        async def handle_in_unit(request: Request) -> Response:
+            request = Request(request.scope, _at_most(MAX_BODY_BYTES, request.receive))
+            unit = request.state.svc_infra_unit = _Unit(request)
+            try:
+                response = await handle(request)
+                await unit.commit(response)
+            except _AnsweredBefore as answered:
+                return answered.response
+            finally:
+                await unit.close()  # which rolls back what was not committed
+            return response
+
+        return answering_errors(handle_in_unit)
+
+
+async def unit_session(request: Request, principal: CurrentPrincipal) -> AsyncSession:
+    """Depend on the session of this request's transaction, begun for the caller's tenant."""
+    unit: _Unit = request.state.svc_infra_unit
+    return await unit.begin(principal)
+
+
+UnitSession = Annotated[AsyncSession, Depends(unit_session)]
+
+
+def prune_answers(session: Session, *, now: datetime, limit: int = 1_000) -> int:
+    """Delete up to ``limit`` answers that nobody can ask for again; return how many."""
+    old = (
+        select(IdempotentAnswerRow.slot)
+        .where(IdempotentAnswerRow.created_at < now - ANSWERS_KEPT_FOR)
+        .limit(bindparam("limit", limit))
+    )
+    deleted: Result[Any] = session.execute(
+        delete(IdempotentAnswerRow).where(IdempotentAnswerRow.slot.in_(old)).returning(literal_column("1"))
+    )
+    return len(deleted.all())
+
+
+def _at_most(max_bytes: int, receive: Receive) -> Receive:
+    """Refuse a body that is longer, as it comes: its announced length may be wrong or missing."""
+    size = 0
+
+    async def receive_some() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > max_bytes:
+            raise HTTPException(413, f"A body has at most {max_bytes:,} bytes here.")
+        return message
+
+    return receive_some
+
+
+class _AnsweredBefore(Exception):
+    """The answer is known without running the route."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__()
+        self.response = response
+
+
+class _Unit:
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._context = context_of(request)
+        self._session: AsyncSession | None = None
+        self._kept_as: tuple[str, str] | None = None
+
+    async def begin(self, principal: Principal) -> AsyncSession:
+        if self._session is None:
+            self._session = self._context.database.session_factory()
+            self._session.info["tenant_id"] = principal.tenant_id
+            await self._session.run_sync(ready)
+            await self._look_for_answer(principal)
+        return self._session
+
+    async def commit(self, response: Response) -> None:
+        if self._session is None:
+            return
+        if self._kept_as is not None and 200 <= response.status_code < 400:
+            await self._session.run_sync(self._keep, response)
+        await self._session.commit()
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.rollback()
+            await self._session.close()
+
+    async def _look_for_answer(self, principal: Principal) -> None:
+        keys = self._request.headers.getlist("idempotency-key")
+        if not keys or self._request.method not in METHODS:
+            return
+        if not usable_key(keys):
+            raise _AnsweredBefore(refusal_of_key("Idempotency-Key"))
+        scopes = " ".join(sorted(principal.scopes))
+        who = (principal.tenant_id, principal.name, scopes)
+        slot = request_digest(self._request.method, self._request.url.path, *who, keys[0])
+        fingerprint = request_digest(self._request.scope["query_string"], await self._request.body())
+        assert self._session is not None
+        answer = await self._session.run_sync(_claim, slot, fingerprint)
+        if answer is not None:
+            raise _AnsweredBefore(answer)
+        self._kept_as = slot, fingerprint
+
+    def _keep(self, session: Session, response: Response) -> None:
+        body = getattr(response, "body", None)
+        if self._kept_as is None or not isinstance(body, bytes) or len(body) > _MAX_KEPT_BYTES:
+            return  # a stream cannot be kept; its route is idempotent by the keys of what it carries
+        slot, fingerprint = self._kept_as
+        headers = [
+            [name.decode("latin-1"), value.decode("latin-1")]
+            for name, value in response.raw_headers
+            if name not in _ANSWERED_BY_THE_SERVER
+        ]
+        session.add(
+            IdempotentAnswerRow(
+                slot=slot,
+                fingerprint=fingerprint,
+                status=response.status_code,
+                headers=headers,
+                body=body,
+                created_at=self._context.clock.now(),
+            )
+        )
+        session.flush()
+
+
+def _claim(session: Session, slot: str, fingerprint: str) -> Response | None:
+    """Return the answer that is kept or the refusal; None if the request is to be done, now and by us."""
+    if session.get_bind().dialect.name == "postgresql":
+        # Held to the end of the transaction. SQLite needs none: its transactions take turns.
+        is_ours = select(func.pg_try_advisory_xact_lock(func.hashtextextended(slot, 0)))
+        if not session.scalars(is_ours).one():
+            return in_progress()
+    kept = session.get(IdempotentAnswerRow, slot)
+    if kept is None:
+        return None
+    if kept.fingerprint != fingerprint:
+        return key_reused()
+    response = Response(kept.body, kept.status)
+    headers: list[Any] = kept.headers
+    for name, value in headers:
+        response.headers[name] = value
+    response.headers["Idempotency-Replayed"] = "true"
+    return response
