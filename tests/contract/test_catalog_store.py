@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 
 import pytest
@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from svc_infra.billing.catalog import parse_catalog
 from svc_infra.billing.catalog_store import CatalogChanges, apply_catalog, default_plan, price_terms
-from svc_infra.billing.models import Plan, PlanEntitlement, Price
+from svc_infra.billing.models import SINCE_EVER, Plan, PlanEntitlement, Price
 from svc_infra.exceptions import InvalidCatalog
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
@@ -66,7 +66,7 @@ async def test_stored_prices_are_rated_with_the_terms_of_the_file(session_factor
     assert stored["cds"].tiers[1].unit_amount == Decimal("1E-18")
 
 
-async def test_changes_are_updates_of_the_same_rows(session_factory: Sessions) -> None:
+async def test_a_changed_price_is_a_new_version_and_the_old_one_stays(session_factory: Sessions) -> None:
     await apply(session_factory, CATALOG)
     changed = (
         CATALOG.replace('"500"', '"600"').replace("limit = 1000", "limit = 5").replace("Standard", "Std")
@@ -79,8 +79,36 @@ async def test_changes_are_updates_of_the_same_rows(session_factory: Sessions) -
     ]
     async with session_factory() as session:
         assert await session.scalar(select(PlanEntitlement.limit_per_window)) == 5
-        assert await session.scalar(select(Price.unit_amount).where(Price.key == "base")) == 600
-        assert len((await session.scalars(select(Price))).all()) == 2
+        versions = select(Price).where(Price.key == "base").order_by(Price.effective_on)
+        found = [(row.unit_amount, row.effective_on, row.ended_on) for row in await session.scalars(versions)]
+    february = date(2025, 2, 1)
+    assert found == [(500, SINCE_EVER, february), (600, february, None)]
+
+
+async def test_a_change_that_has_begun_needs_to_be_called_retroactive(session_factory: Sessions) -> None:
+    await apply(session_factory, CATALOG)
+    dearer = parse_catalog(CATALOG.replace('"500"', '"600"'))
+    async with session_factory() as session, session.begin():
+        with pytest.raises(InvalidCatalog, match="choose 2025-01-02 or later, or say --retroactive"):
+            await session.run_sync(apply_catalog, dearer, now=NOW, effective_on=NOW.date())
+        changes = await session.run_sync(
+            apply_catalog, dearer, now=NOW, effective_on=NOW.date(), is_retroactive=True
+        )
+    [change] = [change for change in changes.prices if change.is_change]
+    assert (change.effective_on, change.is_retroactive) == (NOW.date(), True)
+
+
+async def test_a_change_can_be_corrected_before_it_counts(session_factory: Sessions) -> None:
+    for amount in ("500", "600", "700"):
+        await apply(session_factory, CATALOG.replace('"500"', f'"{amount}"'))
+    async with session_factory() as session:
+        rows = (await session.scalars(select(Price).where(Price.key == "base").order_by(Price.id))).all()
+    february = date(2025, 2, 1)
+    assert [(row.unit_amount, row.effective_on, row.ended_on) for row in rows] == [
+        (500, SINCE_EVER, february),
+        (600, february, february),  # was never in force
+        (700, february, None),
+    ]
 
 
 async def test_the_default_moves_to_another_plan_and_absent_plans_stay(session_factory: Sessions) -> None:

@@ -36,7 +36,7 @@ PAGES = {
     for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
     if path.name != "specification.md"  # which has a test of its own
 }
-READING_PATH_LINES = range(1_500, 1_900)
+READING_PATH_LINES = range(1_700, 2_100)
 BLOCK = re.compile(r"^```(\S+)(?: +(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 NAMED_TEST = re.compile(r"(tests/[\w/]+\.py)::(\w+)")

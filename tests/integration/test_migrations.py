@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection, inspect, text
 
 from svc_infra.db.migration import (
     VERSION_TABLE,
@@ -53,12 +53,27 @@ def _constraint_names(connection: Connection) -> set[tuple[str, str | None]]:
     }
 
 
+def _triggers(connection: Connection) -> set[tuple[str, ...]]:
+    """Every trigger and its function as text, with the white space made one."""
+    if connection.dialect.name == "postgresql":
+        query = (
+            "SELECT pg_get_triggerdef(t.oid), pg_get_functiondef(t.tgfoid) FROM pg_trigger t "
+            "WHERE NOT t.tgisinternal"
+        )
+    else:
+        query = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
+    return {tuple(" ".join(part.split()) for part in row) for row in connection.execute(text(query))}
+
+
 async def test_migrations_and_models_make_the_same_schema(empty_database_url: str, database_url: str) -> None:
     migrated, modelled = make_engine(empty_database_url), make_engine(database_url)
     await migrate(migrated)
     async with migrated.connect() as by_migrations, modelled.connect() as by_models:
         assert await by_migrations.run_sync(_differences) == []
         assert await by_migrations.run_sync(_constraint_names) == await by_models.run_sync(_constraint_names)
+        triggers = await by_migrations.run_sync(_triggers)
+        assert triggers == await by_models.run_sync(_triggers)
+        assert triggers
     await migrated.dispose()
     await modelled.dispose()
 

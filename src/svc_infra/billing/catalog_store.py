@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
 
-from svc_infra.billing.catalog import Catalog, PlanSpec, PriceSpec
+from svc_infra.billing.catalog import Catalog, PlanSpec
+from svc_infra.billing.catalog_prices import PriceChange, apply_prices, price_terms, version_start
 from svc_infra.billing.first_use import ready
-from svc_infra.billing.models import Plan, PlanEntitlement, Price
-from svc_infra.billing.rating import PriceModel, PriceTerms
+from svc_infra.billing.models import Plan, PlanEntitlement
 from svc_infra.db.base import new_id
-from svc_infra.exceptions import InvalidCatalog
+
+__all__ = ["CatalogChanges", "apply_catalog", "default_plan", "price_terms"]
 
 # Any number that no other advisory lock of this package uses.
 _APPLY_LOCK = 7_301_245_001
 
-_Row = TypeVar("_Row", Plan, PlanEntitlement, Price)
+_Row = TypeVar("_Row", Plan, PlanEntitlement)
 
 
 @dataclass(slots=True)
@@ -30,16 +30,27 @@ class CatalogChanges:
     created: list[str] = field(default_factory=list)
     updated: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
+    prices: list[PriceChange] = field(default_factory=list)
 
 
-def apply_catalog(session: Session, catalog: Catalog, *, now: datetime) -> CatalogChanges:
+def apply_catalog(
+    session: Session,
+    catalog: Catalog,
+    *,
+    now: datetime,
+    effective_on: date | None = None,
+    is_retroactive: bool = False,
+) -> CatalogChanges:
     """Bring plans (by key), entitlements and prices (by plan, key and currency) to what the catalog says.
 
-    Safe to run again and by several processes at once. What the file does not mention stays as it is, except
-    that only one plan is the default. Invoices keep the terms they were rated with.
+    A price that differs from the stored one becomes a new version of it, for what begins on ``effective_on``
+    or later: by default the first day of the next month. Safe to run again and by several processes at once.
+    What the file does not mention stays as it is, except that only one plan is the default. Invoices keep the
+    terms they were rated with, whatever is applied.
 
     Raises:
-        InvalidCatalog: with the prices that stay, a metric would be billed twice; nothing is written.
+        InvalidCatalog: ``effective_on`` has begun somewhere and ``is_retroactive`` is not set, or with the
+            prices that stay a metric would be billed twice; nothing is written.
     """
     ready(session)
     _lock_catalog(session)
@@ -47,7 +58,11 @@ def apply_catalog(session: Session, catalog: Catalog, *, now: datetime) -> Catal
     plans = _apply_plans(session, catalog, changes, now)
     for spec in catalog.plans:
         _apply_entitlements(session, spec, plans[spec.key], changes, now)
-    _apply_prices(session, catalog, plans, changes, now)
+    since = version_start(now, effective_on, is_retroactive=is_retroactive)
+    changes.prices = apply_prices(session, catalog, plans, since, now=now, is_retroactive=is_retroactive)
+    for change in changes.prices:
+        names = changes.created if change.before is None else changes.updated
+        (names if change.is_change else changes.unchanged).append(change.name)
     session.flush()
     return changes
 
@@ -55,20 +70,6 @@ def apply_catalog(session: Session, catalog: Catalog, *, now: datetime) -> Catal
 def default_plan(session: Session) -> Plan | None:
     """The plan that new tenants are subscribed to; None before a catalog was applied."""
     return session.scalars(select(Plan).where(Plan.is_default)).one_or_none()
-
-
-def price_terms(price: Price) -> PriceTerms:
-    """The terms of a stored price."""
-    if price.terms is not None:
-        return PriceTerms.from_snapshot(price.terms)
-    return PriceTerms(
-        key=price.key,
-        currency=price.currency,
-        model=PriceModel(price.model),
-        unit_amount=price.unit_amount,
-        metric=price.metric,
-        recurring_interval=price.recurring_interval,
-    )
 
 
 def _lock_catalog(session: Session) -> None:
@@ -106,26 +107,6 @@ def _apply_entitlements(
         )
 
 
-def _apply_prices(
-    session: Session, catalog: Catalog, plans: dict[str, Plan], changes: CatalogChanges, now: datetime
-) -> None:
-    known = {(row.plan_id, row.key, row.currency): row for row in session.scalars(_fresh(select(Price)))}
-    for spec in catalog.prices:
-        plan_id = plans[spec.plan].id if spec.plan is not None else None
-        terms = spec.terms
-        identity = (plan_id, terms.key, terms.currency)
-        new = Price(id=new_id(), plan_id=plan_id, key=terms.key, currency=terms.currency, created_at=now)
-        wanted = {
-            "model": terms.model.value,
-            "unit_amount": terms.unit_amount,
-            "metric": terms.metric,
-            "recurring_interval": terms.recurring_interval,
-            "terms": terms.to_snapshot(),
-        }
-        known[identity] = _put(session, known.get(identity), new, wanted, _price_name(spec), changes)
-    _refuse_second_prices(known.values(), {plan.id: plan.key for plan in plans.values()})
-
-
 def _put(
     session: Session,
     row: _Row | None,
@@ -144,28 +125,6 @@ def _put(
         setattr(row, key, value)
     session.add(row)
     return row
-
-
-def _refuse_second_prices(prices: Iterable[Price], plan_keys: dict[str, str]) -> None:
-    """The parser has checked the file; a price that the file no longer has may still bill a metric of it."""
-    seen: dict[tuple[str, str], dict[str | None, Price]] = {}
-    for price in prices:
-        if price.metric is None:
-            continue
-        others = seen.setdefault((price.metric, price.currency), {})
-        for plan_id, other in others.items():
-            if plan_id is None or price.plan_id is None or plan_id == price.plan_id:
-                of_plan = f"plan {plan_keys[plan_id]!r}" if plan_id else "every tenant"
-                raise InvalidCatalog(
-                    f"the database keeps a price {other.key!r} of {of_plan} for metric {price.metric!r} in "
-                    f"{price.currency}; with {price.key!r} the same usage is billed twice, so keep the key"
-                )
-        others[price.plan_id] = price
-
-
-def _price_name(spec: PriceSpec) -> str:
-    scope = "every tenant" if spec.plan is None else f"plan {spec.plan}"
-    return f"price {spec.terms.key} in {spec.terms.currency} of {scope}"
 
 
 def _fresh(statement: Select[_Row]) -> Select[_Row]:

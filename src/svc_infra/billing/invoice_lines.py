@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import tzinfo
+from datetime import date, tzinfo
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
@@ -25,11 +25,20 @@ _WHOLE = Fraction(1)
 
 @dataclass(frozen=True, slots=True)
 class PlanPrice:
-    """A stored price; without a plan it applies to every tenant."""
+    """A version of a stored price; without a plan it applies to every tenant.
+
+    It bills what begins on the local day ``effective_on`` or later and before ``ended_on``.
+    """
 
     id: str
     plan_id: str | None
     terms: PriceTerms
+    effective_on: date = date.min
+    ended_on: date | None = None
+
+    def is_in_force(self, day: date) -> bool:
+        """Whether it bills what begins on this day."""
+        return self.effective_on <= day and (self.ended_on is None or day < self.ended_on)
 
 
 class ActiveSubscription(NamedTuple):
@@ -65,23 +74,26 @@ class PriceList:
         for price in sorted(prices, key=lambda price: (price.terms.metric is not None, price.terms.key)):
             self._by_plan.setdefault(price.plan_id, []).append(price)
 
-    def of(self, plan_id: str | None) -> list[PlanPrice]:
-        """The prices of a plan, or those without one."""
-        return self._by_plan.get(plan_id, [])
+    def of(self, plan_id: str | None, day: date) -> list[PlanPrice]:
+        """The prices of a plan, or those without one, for what begins on this day."""
+        return [price for price in self._by_plan.get(plan_id, ()) if price.is_in_force(day)]
 
 
 def plan_lines(
-    period: Period, subscriptions: Sequence[ActiveSubscription], prices: PriceList
+    period: Period, subscriptions: Sequence[ActiveSubscription], prices: PriceList, zone: tzinfo
 ) -> list[LinePlan]:
     """Every price that applies in the period, with the part of it in which it does.
+
+    The version of a price is the one in force on the local day on which that part begins.
 
     Raises:
         AmbiguousPrice: two of them price the same metric at the same instant.
     """
-    plans = [LinePlan(price, None, period) for price in prices.of(None)]
+    plans = [LinePlan(price, None, period) for price in prices.of(None, local_day(period.start, zone))]
     for subscription in subscriptions:
         plans += [
-            LinePlan(price, subscription.id, subscription.active) for price in prices.of(subscription.plan_id)
+            LinePlan(price, subscription.id, subscription.active)
+            for price in prices.of(subscription.plan_id, local_day(subscription.active.start, zone))
         ]
     if len(plans) > 1:
         plans.sort(key=_line_order)

@@ -64,6 +64,7 @@ INVOICES = Rowset(
     series=String(40),
     number=BigInteger,
     total_amount=BigInteger,
+    due_at=UtcDateTime,
 )
 LINES = Rowset(
     "new_lines",
@@ -99,6 +100,7 @@ def overlapping_invoices(dialect: str) -> Executable:
         found.tenant_id == wanted.c.tenant_id,
         found.cycle == CALENDAR_CYCLE,
         found.kind == PERIOD_KIND,
+        found.status != "void",
         found.currency == wanted.c.currency,
         found.period_start < wanted.c.period_end,
         found.period_end > wanted.c.period_start,
@@ -159,9 +161,11 @@ def insert_invoices(dialect: str) -> Executable:
     """Write ``INVOICES`` as finalized at ``now``."""
     new = INVOICES.table(dialect)
     now: Any = bindparam("now", type_=UtcDateTime)
-    columns = [*INVOICES.columns, "cycle", "kind", "status", "created_at", "finalized_at"]
+    columns = [*INVOICES.columns, "credited_amount", "cycle", "kind", "status", "created_at", "issued_at"]
     given = [new.c[name] for name in INVOICES.columns]
-    rows = select(*given, literal(CALENDAR_CYCLE), literal(PERIOD_KIND), literal("finalized"), now, now)
+    rows = select(
+        *given, literal(0), literal(CALENDAR_CYCLE), literal(PERIOD_KIND), literal("finalized"), now, now
+    )
     return insert(_invoices).from_select(columns, rows)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, tzinfo
+from datetime import datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any
 
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from svc_infra.billing import aggregation
 from svc_infra.billing import invoice_statements as statements
-from svc_infra.billing.catalog_store import price_terms
+from svc_infra.billing.catalog_prices import price_terms
 from svc_infra.billing.first_use import ready
 from svc_infra.billing.invoice_lines import (
     ActiveSubscription,
@@ -68,6 +68,7 @@ class _Draft:
     period: Period
     zone: tzinfo
     series: str
+    due_days: int = 0
     invoice_id: str | None = None
     is_new: bool = False
     error: SvcInfraError | None = None
@@ -131,7 +132,9 @@ def _draft(
         return error
     identity = (request.tenant_id, currency, period)
     if identity not in drafts:
-        drafts[identity] = _Draft(request.tenant_id, currency, period, tenant.zone, tenant.number_series)
+        drafts[identity] = _Draft(
+            request.tenant_id, currency, period, tenant.zone, tenant.number_series, tenant.due_days
+        )
     return drafts[identity]
 
 
@@ -196,7 +199,9 @@ def _plan(session: Session, drafts: list[_Draft]) -> None:
     }
     for position, draft in enumerate(drafts):
         try:
-            draft.plans = plan_lines(draft.period, subscriptions[position], price_lists[draft.currency])
+            draft.plans = plan_lines(
+                draft.period, subscriptions[position], price_lists[draft.currency], draft.zone
+            )
         except AmbiguousPrice as error:
             draft.error = AmbiguousPrice(f"tenant {draft.tenant_id!r}: {error}")
 
@@ -206,7 +211,8 @@ def _price_list(session: Session, currency: str, plan_ids: set[str]) -> PriceLis
     wanted = or_(Price.plan_id.is_(None), Price.plan_id.in_(sorted(plan_ids)))
     prices = select(Price).where(Price.currency == currency, wanted).execution_options(populate_existing=True)
     return PriceList(
-        PlanPrice(price.id, price.plan_id, price_terms(price)) for price in session.scalars(prices)
+        PlanPrice(price.id, price.plan_id, price_terms(price), price.effective_on, price.ended_on)
+        for price in session.scalars(prices)
     )
 
 
@@ -253,6 +259,7 @@ def _write(session: Session, drafts: list[_Draft], now: datetime) -> None:
                 draft.series,
                 number,
                 draft.total,
+                now + timedelta(days=draft.due_days),
             )
         )
         for position, line in enumerate(draft.lines, start=1):
@@ -272,11 +279,12 @@ def _write(session: Session, drafts: list[_Draft], now: datetime) -> None:
                     line.amount,
                 )
             )
-    _execute(session, statements.insert_invoices, statements.INVOICES, invoices, now=now)
+    # The lines first: an invoice is issued with a total that is the sum of them, and nothing is added then.
     if lines:
         dialect = session.get_bind().dialect.name
         priced = statements.LINE_PRICES.parameters(dialect, [_price_row(price) for price in prices.values()])
         _execute(session, statements.insert_lines, statements.LINES, lines, **priced, now=now)
+    _execute(session, statements.insert_invoices, statements.INVOICES, invoices, now=now)
 
 
 def _take_numbers(session: Session, drafts: list[_Draft]) -> list[int]:

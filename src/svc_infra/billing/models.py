@@ -6,7 +6,7 @@ in ``usage_events`` and *money in integer minor units* in ``invoice_lines``.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -15,8 +15,8 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
+    Date,
     ForeignKey,
-    ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
@@ -29,18 +29,53 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ExcludeConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from svc_infra.db.base import TENANT_ID_LENGTH, Base, IdText, Quantity, UtcDateTime, new_id
+from svc_infra.billing import invoice_guards  # noqa: F401  # the triggers come with the tables
+from svc_infra.billing.columns import (
+    CALENDAR_CYCLE,
+    CYCLE_LENGTH,
+    KEY_LENGTH,
+    METRIC_LENGTH,
+    MetricText,
+    TenantText,
+    utc_now,
+)
+from svc_infra.billing.invoice_models import (
+    CreditNote,
+    CreditNoteLine,
+    Invoice,
+    InvoiceCounter,
+    InvoiceLine,
+    PendingLine,
+    UsageChange,
+)
+from svc_infra.db.base import Base, IdText, Quantity, UtcDateTime, new_id
 
-METRIC_LENGTH = 200
-KEY_LENGTH = 255
-CALENDAR_CYCLE = "calendar"
+__all__ = [
+    "CALENDAR_CYCLE",
+    "KEY_LENGTH",
+    "METRIC_LENGTH",
+    "SINCE_EVER",
+    "CreditNote",
+    "CreditNoteLine",
+    "Invoice",
+    "InvoiceCounter",
+    "InvoiceLine",
+    "MetricText",
+    "PendingLine",
+    "Plan",
+    "PlanEntitlement",
+    "Price",
+    "Subscription",
+    "Tenant",
+    "TenantText",
+    "UsageAggregate",
+    "UsageChange",
+    "UsageDirtyDay",
+    "UsageEvent",
+]
 
-TenantText = String(TENANT_ID_LENGTH)
-MetricText = String(METRIC_LENGTH)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+SINCE_EVER = date(1900, 1, 1)
+"""The ``effective_on`` of a price that had no predecessor."""
 
 
 def _model_of_columns(context: Any) -> str:
@@ -49,12 +84,16 @@ def _model_of_columns(context: Any) -> str:
 
 
 class Tenant(Base):
-    """A tenant's settings. A tenant without a row has the defaults: UTC, carry late usage forward."""
+    """A tenant's settings. A tenant without a row has the defaults: UTC, carry late usage forward.
+
+    A parked tenant (``parked_at``) is invoiced no more until somebody unparks it; the reason says why.
+    """
 
     __tablename__ = "tenants"
     __table_args__ = (
         CheckConstraint("late_policy IN ('carry_forward', 'grace', 'reject')", name="late_policy"),
         CheckConstraint("grace_seconds >= 0", name="grace_seconds"),
+        CheckConstraint("due_days >= 0", name="due_days"),
     )
 
     tenant_id: Mapped[str] = mapped_column(TenantText, primary_key=True)
@@ -62,7 +101,10 @@ class Tenant(Base):
     late_policy: Mapped[str] = mapped_column(String(16), default="carry_forward")
     grace_seconds: Mapped[int] = mapped_column(Integer, default=0)
     number_series: Mapped[str] = mapped_column(String(40), default="INV")
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
+    due_days: Mapped[int] = mapped_column(Integer, default=0)
+    parked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    parked_reason: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
 
 
 class UsageEvent(Base):
@@ -82,7 +124,7 @@ class UsageEvent(Base):
     at_ts: Mapped[datetime] = mapped_column(UtcDateTime)
     idempotency_key: Mapped[str] = mapped_column(String(KEY_LENGTH))
     metadata_json: Mapped[str | None] = mapped_column(Text)
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
 
 
 class UsageDirtyDay(Base):
@@ -133,7 +175,7 @@ class UsageAggregate(Base):
     granularity: Mapped[str] = mapped_column(String(8), default="day")
     total: Mapped[Decimal] = mapped_column(Quantity(50))
     is_published: Mapped[bool] = mapped_column(Boolean, default=False)
-    updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
 
 
 class Plan(Base):
@@ -156,7 +198,7 @@ class Plan(Base):
     name: Mapped[str] = mapped_column(String(200))
     description: Mapped[str] = mapped_column(Text, default="")
     is_default: Mapped[bool] = mapped_column(Boolean, default=False)
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
 
 
 class PlanEntitlement(Base):
@@ -173,17 +215,31 @@ class PlanEntitlement(Base):
     key: Mapped[str] = mapped_column(MetricText)
     limit_per_window: Mapped[int] = mapped_column(BigInteger)
     window: Mapped[str] = mapped_column(String(8))
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
 
 
 class Subscription(Base):
-    """A tenant on a plan over the half-open ``[effective_at, ended_at)``, both at its local midnights."""
+    """A tenant on a plan over the half-open ``[effective_at, ended_at)``, both at its local midnights.
+
+    ``quantity`` multiplies the plan's fixed prices (seats). Until ``trial_ends_at`` those cost nothing. An
+    ``anchor_on`` gives the subscription a billing cycle of its own instead of the calendar month.
+    """
 
     __tablename__ = "subscriptions"
     __table_args__ = (
         PrimaryKeyConstraint("tenant_id", "id"),
         CheckConstraint("ended_at IS NULL OR ended_at > effective_at", name="period"),
+        CheckConstraint("quantity > 0", name="quantity"),
         UniqueConstraint("tenant_id", "plan_id", "effective_at", name="uq_subscriptions_effective_at"),
+        # A tenant is on a plan once at a time. SQLite has no such constraint: subscribing checks there, under
+        # the file's one write lock.
+        ExcludeConstraint(
+            ("tenant_id", "="),
+            ("plan_id", "="),
+            (text("tstzrange(effective_at, ended_at)"), "&&"),
+            name="ex_subscriptions_period",
+            using="gist",
+        ).ddl_if(dialect="postgresql"),
     )
 
     id: Mapped[str] = mapped_column(IdText, default=new_id)
@@ -191,7 +247,11 @@ class Subscription(Base):
     plan_id: Mapped[str] = mapped_column(ForeignKey("plans.id"))
     effective_at: Mapped[datetime] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
+    quantity: Mapped[int] = mapped_column(BigInteger, default=1)
+    trial_ends_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    cycle: Mapped[str] = mapped_column(String(CYCLE_LENGTH), default=CALENDAR_CYCLE)
+    anchor_on: Mapped[date | None] = mapped_column(Date)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
 
 
 class Price(Base):
@@ -200,6 +260,9 @@ class Price(Base):
     ``unit_amount`` is in minor units and may have a fraction; it is never rounded itself. ``terms`` is the
     whole price as ``PriceTerms.to_snapshot`` writes it, the columns beside it are for reading and joining; a
     row without terms is a fixed price, or one per unit of its metric.
+
+    A row is a version and never changes but for its end: what begins on the tenant's local day
+    ``effective_on`` or later, and before ``ended_on``, is billed with it. One version of a price is open.
     """
 
     __tablename__ = "prices"
@@ -219,16 +282,16 @@ class Price(Base):
             "key",
             "currency",
             unique=True,
-            sqlite_where=text("plan_id IS NOT NULL"),
-            postgresql_where=text("plan_id IS NOT NULL"),
+            sqlite_where=text("plan_id IS NOT NULL AND ended_on IS NULL"),
+            postgresql_where=text("plan_id IS NOT NULL AND ended_on IS NULL"),
         ),
         Index(
             "uq_prices_key",
             "key",
             "currency",
             unique=True,
-            sqlite_where=text("plan_id IS NULL"),
-            postgresql_where=text("plan_id IS NULL"),
+            sqlite_where=text("plan_id IS NULL AND ended_on IS NULL"),
+            postgresql_where=text("plan_id IS NULL AND ended_on IS NULL"),
         ),
     )
 
@@ -241,95 +304,6 @@ class Price(Base):
     metric: Mapped[str | None] = mapped_column(MetricText)
     recurring_interval: Mapped[str | None] = mapped_column(String(8))
     terms: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
-
-
-class Invoice(Base):
-    """What a tenant owes for a period. ``total_amount`` is the sum of its lines, in minor units."""
-
-    __tablename__ = "invoices"
-    __table_args__ = (
-        PrimaryKeyConstraint("tenant_id", "id"),
-        UniqueConstraint(
-            "tenant_id",
-            "cycle",
-            "currency",
-            "period_start",
-            "period_end",
-            "kind",
-            name="uq_invoices_identity",
-        ),
-        UniqueConstraint("tenant_id", "series", "number", name="uq_invoices_number"),
-        CheckConstraint("period_end > period_start", name="period"),
-        CheckConstraint("status IN ('draft', 'finalized', 'paid', 'void', 'uncollectible')", name="status"),
-        CheckConstraint("(status = 'draft') = (number IS NULL)", name="number"),
-        # Two periods of one cycle never overlap. SQLite has no such constraint: invoicing checks there,
-        # under the file's one write lock.
-        ExcludeConstraint(
-            ("tenant_id", "="),
-            ("cycle", "="),
-            ("currency", "="),
-            ("kind", "="),
-            (text("tstzrange(period_start, period_end)"), "&&"),
-            name="ex_invoices_period",
-            using="gist",
-        ).ddl_if(dialect="postgresql"),
-    )
-
-    id: Mapped[str] = mapped_column(IdText, default=new_id)
-    tenant_id: Mapped[str] = mapped_column(TenantText)
-    cycle: Mapped[str] = mapped_column(String(40), default=CALENDAR_CYCLE)
-    kind: Mapped[str] = mapped_column(String(20), default="period")
-    currency: Mapped[str] = mapped_column(String(3))
-    period_start: Mapped[datetime] = mapped_column(UtcDateTime)
-    period_end: Mapped[datetime] = mapped_column(UtcDateTime)
-    status: Mapped[str] = mapped_column(String(16))
-    series: Mapped[str] = mapped_column(String(40))
-    number: Mapped[int | None] = mapped_column(BigInteger)
-    total_amount: Mapped[int] = mapped_column(BigInteger)
-    provider_invoice_id: Mapped[str | None] = mapped_column(String(255))
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
-    finalized_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-
-
-class InvoiceLine(Base):
-    """One price of one invoice, rounded once. ``amount`` is money in minor units, ``quantity`` is not.
-
-    ``price_snapshot`` holds the terms that the line was rated with, so it explains itself for ever.
-    """
-
-    __tablename__ = "invoice_lines"
-    __table_args__ = (
-        PrimaryKeyConstraint("tenant_id", "id"),
-        ForeignKeyConstraint(["tenant_id", "invoice_id"], ["invoices.tenant_id", "invoices.id"]),
-        ForeignKeyConstraint(
-            ["tenant_id", "subscription_id"], ["subscriptions.tenant_id", "subscriptions.id"]
-        ),
-        UniqueConstraint("tenant_id", "invoice_id", "position", name="uq_invoice_lines_position"),
-    )
-
-    id: Mapped[str] = mapped_column(IdText, default=new_id)
-    tenant_id: Mapped[str] = mapped_column(TenantText)
-    invoice_id: Mapped[str] = mapped_column(IdText)
-    position: Mapped[int] = mapped_column(Integer)
-    kind: Mapped[str] = mapped_column(String(20))
-    price_id: Mapped[str | None] = mapped_column(ForeignKey("prices.id"))
-    subscription_id: Mapped[str | None] = mapped_column(IdText)
-    metric: Mapped[str | None] = mapped_column(MetricText)
-    description: Mapped[str] = mapped_column(String(300), default="")
-    period_start: Mapped[datetime] = mapped_column(UtcDateTime)
-    period_end: Mapped[datetime] = mapped_column(UtcDateTime)
-    quantity: Mapped[Decimal] = mapped_column(Quantity(50))
-    amount: Mapped[int] = mapped_column(BigInteger)
-    price_snapshot: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
-
-
-class InvoiceCounter(Base):
-    """The last invoice number given in a tenant's series; locked while an invoice is finalized."""
-
-    __tablename__ = "invoice_counters"
-
-    tenant_id: Mapped[str] = mapped_column(TenantText, primary_key=True)
-    series: Mapped[str] = mapped_column(String(40), primary_key=True)
-    last_number: Mapped[int] = mapped_column(BigInteger)
+    effective_on: Mapped[date] = mapped_column(Date, default=SINCE_EVER)
+    ended_on: Mapped[date | None] = mapped_column(Date)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)

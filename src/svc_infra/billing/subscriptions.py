@@ -9,7 +9,7 @@ from datetime import UTC, datetime, tzinfo
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Executable, Table, bindparam, insert, select, tuple_
+from sqlalchemy import Executable, Table, bindparam, insert, literal, select, tuple_
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.first_use import ready
@@ -203,6 +203,7 @@ def _select_held(dialect: str) -> Executable:
 @cache
 def _insert(dialect: str) -> Executable:
     new: Any = _NEW.table(dialect)
-    columns = [*_NEW.columns, "created_at"]
-    rows = select(*(new.c[name] for name in _NEW.columns), bindparam("created_at", type_=UtcDateTime))
+    columns = [*_NEW.columns, "quantity", "cycle", "created_at"]
+    given = [new.c[name] for name in _NEW.columns]
+    rows = select(*given, literal(1), literal("calendar"), bindparam("created_at", type_=UtcDateTime))
     return insert(_subscriptions).from_select(columns, rows)

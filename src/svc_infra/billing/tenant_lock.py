@@ -28,10 +28,14 @@ _tenants = Base.metadata.tables[Tenant.__tablename__]
 
 @dataclass(frozen=True, slots=True)
 class LockedTenant:
-    """What billing needs to know of a tenant: its zone, and the series that its invoices are numbered in."""
+    """What billing needs to know of a tenant; ``parked_at`` says since when it is not invoiced."""
 
     zone: tzinfo
     number_series: str
+    late_policy: str
+    grace_seconds: int
+    due_days: int
+    parked_at: datetime | None
 
 
 def lock_tenants(session: Session, tenant_ids: Iterable[str], *, now: datetime) -> dict[str, LockedTenant]:
@@ -46,7 +50,7 @@ def lock_tenants(session: Session, tenant_ids: Iterable[str], *, now: datetime) 
     # First the missing rows, also because it is the write that makes SQLite take its lock before it reads.
     session.execute(_insert_missing(dialect), {**parameters, "created_at": now})
     rows = session.execute(_lock(dialect), parameters)
-    return {tenant_id: LockedTenant(zone(name), series) for tenant_id, name, series in rows}
+    return {tenant_id: LockedTenant(zone(name), *more) for tenant_id, name, *more in rows}
 
 
 @cache
@@ -59,13 +63,15 @@ def _insert_missing(dialect: str) -> Executable:
             literal("carry_forward"),
             literal(0),
             literal("INV"),
+            literal(0),
             bindparam("created_at", type_=UtcDateTime),
         )
         # Without a WHERE, SQLite would read the ON of ON CONFLICT as a join condition.
         .where(wanted.c.tenant_id.is_not(None))
         .order_by(wanted.c.tenant_id)
     )
-    columns = ["tenant_id", "timezone", "late_policy", "grace_seconds", "number_series", "created_at"]
+    columns = ["tenant_id", "timezone", "late_policy", "grace_seconds", "number_series"]
+    columns += ["due_days", "created_at"]
     insert: Any = postgresql_insert if dialect == "postgresql" else sqlite_insert
     statement: Executable = insert(_tenants).from_select(columns, missing).on_conflict_do_nothing()
     return statement
@@ -75,7 +81,15 @@ def _insert_missing(dialect: str) -> Executable:
 def _lock(dialect: str) -> Executable:
     wanted = _TENANTS.table(dialect)
     return (
-        select(_tenants.c.tenant_id, _tenants.c.timezone, _tenants.c.number_series)
+        select(
+            _tenants.c.tenant_id,
+            _tenants.c.timezone,
+            _tenants.c.number_series,
+            _tenants.c.late_policy,
+            _tenants.c.grace_seconds,
+            _tenants.c.due_days,
+            _tenants.c.parked_at,
+        )
         .join(wanted, wanted.c.tenant_id == _tenants.c.tenant_id)
         .order_by(_tenants.c.tenant_id)
         .with_for_update(of=_tenants)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -31,13 +30,14 @@ def apply_file(settings: Settings, file: Path, as_json: bool) -> None:
     with.
     """
     changes = run_async(_apply(settings, read_catalog(file)))
+    outcomes = {"created": changes.created, "updated": changes.updated, "unchanged": changes.unchanged}
     if as_json:
-        echo_json(asdict(changes))
+        echo_json(outcomes)
         return
-    for outcome, names in asdict(changes).items():
+    for outcome, names in outcomes.items():
         for name in names:
             click.echo(f"{outcome:<9}  {name}")
-    if not any(asdict(changes).values()):
+    if not any(outcomes.values()):
         click.echo("The catalog is empty; nothing to do.")
 
 
