@@ -85,6 +85,11 @@ class BillingSettings(_Section):
     currency: str = "usd"
 
 
+class ApiSettings(_Section):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+
+
 class MonitoringSettings(_Section):
     host: str = "127.0.0.1"
     port: int = Field(0, ge=0, le=65535)
@@ -106,6 +111,7 @@ class Settings(BaseSettings):
     scheduler: SchedulerSettings = SchedulerSettings()
     webhooks: WebhookSettings = WebhookSettings()
     billing: BillingSettings = BillingSettings()
+    api: ApiSettings = ApiSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
     log: LogSettings = LogSettings()
 

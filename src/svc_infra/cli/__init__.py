@@ -15,6 +15,7 @@ EXIT_FAILED, EXIT_USAGE = 1, 2
 _COMMANDS = {
     "migrate": ("svc_infra.cli.migrate:migrate", "Bring the database to the schema of this version."),
     "run": ("svc_infra.cli.run:run", "Run the worker: jobs, cron, webhook relay and sender."),
+    "api": ("svc_infra.cli.api:api", "Serve the HTTP API."),
     "usage": ("svc_infra.cli.usage:usage", "Import usage events from CSV or JSON lines."),
     "catalog": ("svc_infra.cli.catalog:catalog", "Apply plans and prices from a catalog file."),
     "subscriptions": ("svc_infra.cli.subscriptions:subscriptions", "Subscribe tenants to plans; list them."),

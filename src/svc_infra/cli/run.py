@@ -6,21 +6,17 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import click
 import structlog
 
 from svc_infra.application import Application, load_application
 from svc_infra.cli.context import engine_of, run_async, settings_options
+from svc_infra.cli.monitored import monitored
 from svc_infra.cli.supervisor import SUPERVISED, child_command, supervise
 from svc_infra.config import Settings
 from svc_infra.db.migration import require_head
-from svc_infra.db.readiness import why_not_ready
 from svc_infra.logs import configure_logging
-from svc_infra.monitoring.health import Health
-from svc_infra.monitoring.server import MonitoringServer
 from svc_infra.runtime import Runtime, guarded_sender
 
 log = structlog.get_logger(__name__)
@@ -63,27 +59,18 @@ async def _run(settings: Settings, application: Application | None, index: int |
     try:
         await require_head(engine)
         runtime = Runtime(settings, engine, sender, application=application)
-        async with monitored(runtime, stop, index=index or 0):
+        async with monitored(
+            settings.monitoring,
+            engine,
+            stop,
+            keeps_leases=lambda: runtime.worker.keeps_leases,
+            index=index or 0,
+        ):
             log.info("worker.ready", pid=os.getpid(), database=engine.dialect.name)
             await runtime.run(stop)
     finally:
         await sender.aclose()
         await engine.dispose()
-
-
-@asynccontextmanager
-async def monitored(runtime: Runtime, stop: asyncio.Event, *, index: int) -> AsyncIterator[None]:
-    """Answer the operator's tools on ``monitoring.port`` plus ``index``, if the settings ask for it."""
-    monitoring = runtime.settings.monitoring
-    if not monitoring.port:
-        yield
-        return
-    health = Health(lambda: why_not_ready(runtime.engine), keeps_leases=lambda: runtime.worker.keeps_leases)
-    server = MonitoringServer(health, host=monitoring.host, port=monitoring.port + index)
-    ticking = asyncio.create_task(health.run(stop))
-    with server:
-        yield
-    await ticking
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:

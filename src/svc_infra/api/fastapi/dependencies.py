@@ -63,6 +63,18 @@ class Database:
             self._factory = make_session_factory(self._engine)
         return self._factory
 
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine of the sessions.
+
+        Raises:
+            InvalidSettings: the caller's session factory makes sessions of something else.
+        """
+        bind = self.session_factory.kw.get("bind")
+        if not isinstance(bind, AsyncEngine):
+            raise InvalidSettings("health needs sessions that are bound to an AsyncEngine")
+        return bind
+
     async def close(self) -> None:
         """Close the connections, unless the sessions are the caller's own; a later request opens new ones."""
         if self._engine is not None:

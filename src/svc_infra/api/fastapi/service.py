@@ -1,0 +1,33 @@
+"""The HTTP API as a service of its own: what ``worker.py api`` serves."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from svc_infra import __version__
+from svc_infra.api.fastapi.billing.setup import add_billing
+from svc_infra.api.fastapi.health import health_router
+from svc_infra.api.fastapi.middleware.errors.handlers import register_error_handlers
+from svc_infra.db.session import make_session_factory
+
+_DESCRIPTION = """Usage in; daily totals, invoices and webhooks out.
+
+Send an API key as `Authorization: Bearer svck_…`. Every error is a problem document (RFC 9457). A request
+that changes something may carry an `Idempotency-Key`; repeated within three days, it gets the first answer.
+Money is an integer of minor units, a quantity a decimal string, an instant ISO 8601 in UTC."""
+
+
+def make_app(engine: AsyncEngine) -> FastAPI:
+    """Make the application on ``engine``, which stays the caller's to dispose."""
+    app = FastAPI(
+        title="svc_infra billing",
+        version=__version__,
+        description=_DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+    )
+    register_error_handlers(app)
+    add_billing(app, session_factory=make_session_factory(engine))
+    app.include_router(health_router())
+    return app

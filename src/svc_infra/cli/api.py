@@ -1,0 +1,48 @@
+"""``api``: the HTTP API as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+
+from svc_infra.cli.context import engine_of, run_async, settings_options
+from svc_infra.cli.monitored import monitored
+from svc_infra.cli.run import stop_on_signals
+from svc_infra.config import Settings
+from svc_infra.db.migration import require_head
+from svc_infra.exceptions import InvalidSettings
+from svc_infra.logs import configure_logging
+
+
+@click.command()
+@click.option("--host", help="Address to listen on, before api.host.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="Port to listen on, before api.port; 0 takes a free one."
+)
+@settings_options
+def api(settings: Settings, host: str | None, port: int | None) -> None:
+    """Serve the HTTP API. Keys come from 'worker.py keys create'; only health is open.
+
+    SIGTERM or SIGINT closes the port, lets requests that run end within worker.grace_seconds, and exits 0.
+    Jobs and webhooks are not run here: that is 'worker.py run'.
+    """
+    configure_logging(settings.log.level)
+    run_async(_serve(settings, host or settings.api.host, settings.api.port if port is None else port))
+
+
+async def _serve(settings: Settings, host: str, port: int) -> None:
+    try:
+        from svc_infra.cli.http_server import serve_http
+    except ImportError as error:
+        raise InvalidSettings(f"the HTTP API needs the extra 'api': {error}") from None
+
+    engine = engine_of(settings)
+    stop = asyncio.Event()
+    stop_on_signals(stop)
+    try:
+        await require_head(engine)
+        async with monitored(settings.monitoring, engine, stop):
+            await serve_http(engine, stop, host=host, port=port, grace_seconds=settings.worker.grace_seconds)
+    finally:
+        await engine.dispose()
