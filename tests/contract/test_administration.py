@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import pytest
@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from svc_infra.clock import FixedClock
 from svc_infra.exceptions import InvalidAct, NotFound
-from svc_infra.jobs import Discard, Handlers, Job, JobState, SqlJobQueue, Worker
+from svc_infra.jobs import Discard, Handlers, Job, JobState, Retry, Snooze, SqlJobQueue, Worker
 from svc_infra.jobs.acts import list_acts
 from svc_infra.jobs.administration import (
     cancel_job,
@@ -26,7 +26,7 @@ from svc_infra.jobs.administration import (
     show_job,
 )
 from svc_infra.jobs.job import FINISHED
-from tests.contract.queue_contract import NOW, Sessions, clock, ended, enqueue, state_of
+from tests.contract.queue_contract import EXPIRED, NOW, Sessions, clock, ended, enqueue, state_of
 
 __all__ = ["clock"]  # a fixture of the queue contract
 T = TypeVar("T")
@@ -137,6 +137,36 @@ async def test_a_running_job_that_is_cancelled_ends_and_keeps_nothing(
     assert [found.job.name for found in await act(session_factory, list_jobs)] == ["n"]
 
 
+@pytest.mark.parametrize("end", ["retry", "snooze", "release", "rescue", "rescued later"])
+async def test_a_running_job_that_is_to_be_cancelled_is_not_tried_again(
+    queue: SqlJobQueue, session_factory: Sessions, end: str
+) -> None:
+    await enqueue(queue, session_factory)
+    (job,) = await queue.claim(1, lease_seconds=EXPIRED)
+    if end == "rescued later":
+        await queue.finish([ended(job, Retry())])
+        async with session_factory.begin() as session:  # the wish met an end that had not committed yet
+            wish = {"id": job.id, "at": _stored(session, NOW)}
+            await session.execute(
+                text("INSERT INTO job_cancellations VALUES (:id, 'cancelled by ann', :at)"), wish
+            )
+    else:
+        await act(session_factory, cancel_job, job.id, actor=ACTOR, now=NOW)
+    match end:
+        case "retry" | "snooze":
+            outcome = Retry() if end == "retry" else Snooze(timedelta(0))
+            assert await queue.finish([ended(job, outcome)]) == {job.id}
+        case "release":
+            assert await queue.release([job]) == {job.id}
+        case _:
+            await queue.rescue()
+    stored = await queue.find(job.id)
+    assert stored is not None
+    assert (stored.state, stored.finished_at) == (JobState.CANCELLED, NOW)
+    assert stored.job.last_error == "cancelled by ann"
+    assert await queue.claim(9, now=NOW + timedelta(days=9)) == []
+
+
 async def test_the_other_jobs_of_a_batch_run_again_when_one_is_cancelled(
     queue: SqlJobQueue, session_factory: Sessions, target: str
 ) -> None:
@@ -229,3 +259,7 @@ async def test_an_act_and_its_record_are_kept_together_or_not_at_all(
         await act(session_factory, retry_job, job.id, actor="", now=NOW)
     assert await act(session_factory, list_acts) == []
     assert await state_of(queue, job) is JobState.DISCARDED
+
+
+def _stored(session: Any, at: datetime) -> Any:
+    return f"{at.replace(tzinfo=None)}.000000" if session.get_bind().dialect.name == "sqlite" else at

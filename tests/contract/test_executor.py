@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.clock import FixedClock
+from svc_infra.db.session import commit
 from svc_infra.exceptions import LeaseLost, NotInTransaction, UnknownJob
 from svc_infra.jobs import (
     Cancel,
@@ -277,13 +278,25 @@ async def test_a_handler_past_its_timeout_has_failed_and_keeps_nothing(
     assert await effects(session_factory) == []
 
 
+@pytest.mark.parametrize("kind", ["job", "plain"])
 async def test_a_commit_is_not_cancelled(
-    queue: SqlJobQueue, handlers: Handlers, executor: Executor, session_factory: Sessions, monkeypatch: Any
+    queue: SqlJobQueue,
+    handlers: Handlers,
+    executor: Executor,
+    session_factory: Sessions,
+    kind: str,
+    monkeypatch: Any,
 ) -> None:
-    @handlers.job("n")
     async def run(job: Job, session: AsyncSession) -> None:
         await write(session, job)
 
+    async def run_plain(job: Job) -> None:
+        return None
+
+    if kind == "job":
+        handlers.add("n", run)
+    else:
+        handlers.add_plain("n", run_plain)
     (job,) = await claimed(queue, session_factory)
     commit, is_committing, may_commit = AsyncSession.commit, asyncio.Event(), asyncio.Event()
 
@@ -302,7 +315,23 @@ async def test_a_commit_is_not_cancelled(
         await running
     monkeypatch.undo()
     assert await states(queue, [job]) == ["completed"]
-    assert await effects(session_factory) == [job.id]
+    assert await effects(session_factory) == ([job.id] if kind == "job" else [])
+
+
+async def test_a_cancellation_in_the_instant_in_which_the_commit_ends_is_not_swallowed() -> None:
+    answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    class Committing:
+        async def commit(self) -> None:
+            await answer
+
+    task = asyncio.create_task(commit(Committing()))  # type: ignore[arg-type]  # a stand-in
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    answer.set_result(None)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 async def test_a_plain_handler_runs_without_a_transaction_and_is_finished_afterwards(

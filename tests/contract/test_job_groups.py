@@ -127,3 +127,5 @@ async def test_a_group_without_jobs_has_finished(queue: SqlJobQueue, session_fac
         InMemoryJobQueue().enqueue("n", waits_for="g")
     with pytest.raises(InvalidPayload, match="group"):
         JobRequest("n", group_id="x" * 41)
+    with pytest.raises(InvalidPayload, match="its own group"):
+        JobRequest("n", group_id="g", waits_for="g")

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from svc_infra.db.schema import create_schema
+from svc_infra.db.session import make_engine, make_session_factory
 from svc_infra.jobs import Handlers, InMemoryJobQueue, Job, JobRequest, JobState, SqlJobQueue, Worker
 from svc_infra.jobs.heartbeat import Heartbeat
 from svc_infra.jobs.loop import run_loop
@@ -107,6 +109,73 @@ async def test_a_stopped_worker_claims_nothing_more(
     assert len(await queue.claim(9)) == 1
 
 
+async def test_a_claim_under_way_when_the_stop_comes_is_given_back(
+    queue: SqlJobQueue, handlers: Handlers, session_factory: Sessions, monkeypatch: Any
+) -> None:
+    stop, claimed, may_return = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    claim = queue.claim
+
+    async def slow_claim(*args: Any, **options: Any) -> list[Job]:
+        jobs = await claim(*args, **options)
+        claimed.set()
+        await may_return.wait()
+        return jobs
+
+    monkeypatch.setattr(queue, "claim", slow_claim)
+    handlers.add_plain("n", _never)
+    ids = await fill(queue, session_factory, "n", 3)
+    running = asyncio.create_task(Worker(queue, handlers).run(stop))
+    await claimed.wait()
+    stop.set()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    may_return.set()
+    await running
+    assert [(job.id, job.attempt, job.rescues) for job in await claim(9)] == [(each, 1, 0) for each in ids]
+
+
+async def test_claimed_jobs_that_have_not_started_are_given_back_at_once(
+    queue: SqlJobQueue, handlers: Handlers, session_factory: Sessions
+) -> None:
+    stop, is_first = asyncio.Event(), True
+
+    @handlers.job("n")
+    async def run(job: Job, session: AsyncSession) -> None:
+        nonlocal is_first
+        assert is_first, "a stopping worker started another job"
+        is_first = False
+        stop.set()
+
+    await fill(queue, session_factory, "n", 5)
+    worker = Worker(queue, handlers, concurrency=1, grace_seconds=60)
+    await worker.run(stop)
+    assert worker.stats.completed == 1
+    assert [job.attempt for job in await queue.claim(9)] == [1] * 4
+
+
+async def test_a_worker_works_on_an_in_memory_database() -> None:
+    engine = make_engine("sqlite:///:memory:")
+    await create_schema(engine)
+    sessions = make_session_factory(engine)
+    queue, handlers, stop = SqlJobQueue(sessions), Handlers(sessions), asyncio.Event()
+
+    @handlers.job("n")
+    async def run(job: Job, session: AsyncSession) -> None:
+        queue.bind(session).enqueue("m")
+        await asyncio.sleep(0)
+
+    @handlers.plain("m")
+    async def end(job: Job) -> None:
+        if worker.stats.completed >= 8:
+            stop.set()
+
+    await fill(queue, sessions, "n", 5)
+    worker = Worker(queue, handlers)
+    await worker.run(stop)
+    assert worker.stats.completed >= 9
+    await engine.dispose()
+
+
 async def test_the_heartbeat_keeps_leases_while_a_handler_blocks_the_event_loop(
     queue: SqlJobQueue, handlers: Handlers, session_factory: Sessions
 ) -> None:
@@ -130,9 +199,27 @@ async def test_a_memory_queues_leases_are_extended_before_every_rescue(handlers:
     jobs = await memory.claim(1, lease_seconds=EXPIRED)
     async with Heartbeat(memory) as heartbeat:
         heartbeat.hold(jobs)
-        assert heartbeat.is_in_loop
         await heartbeat.beat()
         assert await memory.rescue() == (0, 0)
+
+
+async def test_a_process_never_rescues_what_it_holds_itself(
+    queue: SqlJobQueue, session_factory: Sessions, monkeypatch: Any
+) -> None:
+    await fill(queue, session_factory, "n", 1)
+    jobs = await queue.claim(1, lease_seconds=EXPIRED)
+    stop, rescue, rescued = asyncio.Event(), queue.rescue, list[Any]()
+
+    async def rescue_once(**options: Any) -> Any:
+        rescued.append(await rescue(**options))
+        stop.set()
+        return rescued[-1]
+
+    monkeypatch.setattr(queue, "rescue", rescue_once)
+    async with Heartbeat(queue) as heartbeat:  # which has not beaten yet
+        heartbeat.hold(jobs)
+        await Maintenance(queue).run(stop, heartbeat=heartbeat)
+    assert rescued == [(0, 0)]
 
 
 async def test_maintenance_rescues_what_a_killed_worker_held(
@@ -221,6 +308,10 @@ async def test_a_failing_step_is_repeated_later_each_time_and_never_ends_the_loo
     await run_loop("x", step, stop=stop)
     assert 0.125 <= waits[0] <= 0.375
     assert 15 <= waits[-1] <= 45
+
+
+async def _never(job: Job) -> None:
+    raise AssertionError("a stopping worker started a job")
 
 
 async def _nothing(job: Job) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from typing import Any
 
@@ -10,7 +11,7 @@ from sqlalchemy import event, make_url
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
 from svc_infra.db.exact import register_exact_sum
 from svc_infra.exceptions import InvalidSettings
@@ -94,6 +95,25 @@ def make_session_factory(engine: AsyncEngine) -> async_sessionmaker[AsyncSession
     return async_sessionmaker(engine, expire_on_commit=False)
 
 
+async def commit(session: AsyncSession) -> None:
+    """Commit, and let no cancellation into it: half a commit is one whose outcome nobody knows.
+
+    Raises:
+        CancelledError: the task was cancelled meanwhile; the commit has ended before it is raised.
+    """
+    committing = asyncio.ensure_future(session.commit())
+    is_cancelled = False
+    while not committing.done():
+        try:
+            await asyncio.shield(committing)
+        except asyncio.CancelledError:
+            # Also when the commit ended in the same instant: the cancellation was for us.
+            is_cancelled = True
+    committing.result()
+    if is_cancelled:
+        raise asyncio.CancelledError
+
+
 def wal_is_safe(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -> bool:
     """Whether this SQLite is free of the WAL-reset bug, which can corrupt a file that two connections write.
 
@@ -114,8 +134,9 @@ def sqlite_journal_mode() -> str:
 def _sqlite_engine(url: URL) -> AsyncEngine:
     is_memory = url.database in (None, "", ":memory:")
     # One connection a process: its tasks then queue in order for it, where several connections would poll
-    # for the file's one write lock. The file lock orders the processes.
-    pool: dict[str, Any] = {} if is_memory else {"pool_size": 1, "max_overflow": 0, "pool_timeout": 60}
+    # for the file's one write lock. The file lock orders the processes. An in-memory database is its one
+    # connection, which tasks must not share: one would find itself in another's transaction.
+    pool = {"poolclass": AsyncAdaptedQueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": 60}
     engine = create_async_engine(
         url, hide_parameters=True, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS}, **pool
     )

@@ -10,14 +10,18 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 # Deadlock, serialization failure, lock timeout.
 _CONTENTION_STATES = frozenset({"40P01", "40001", "55P03"})
-# Server shut down, crashed, starting up, out of connections; idle transaction ended; connection exceptions.
-_AWAY_STATES = frozenset({"57P01", "57P02", "57P03", "53300", "25P03", "25P04"})
+# Server shut down, crashed, starting up, out of connections; idle transaction ended; connection exceptions;
+# a disk that is full or broken; a standby, which an application reaches for a moment in a failover.
+_AWAY_STATES = frozenset({"57P01", "57P02", "57P03", "53300", "25P03", "25P04", "53100", "58030", "25006"})
+_SQLITE_AWAY = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _SQLITE_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def is_contention(error: BaseException) -> bool:
     """Whether another transaction was in the way: the same work succeeds when it is repeated."""
-    return any(_sqlstate(link) in _CONTENTION_STATES or _is_sqlite_busy(link) for link in _links(error))
+    return any(
+        _sqlstate(link) in _CONTENTION_STATES or _sqlite_code(link) in _SQLITE_BUSY for link in _links(error)
+    )
 
 
 def is_transient(error: BaseException) -> bool:
@@ -39,6 +43,8 @@ def _is_away(error: BaseException) -> bool:
     state = _sqlstate(error)
     if state is not None:
         return state in _AWAY_STATES or state.startswith("08")
+    if _sqlite_code(error) in _SQLITE_AWAY:
+        return True
     # A driver whose connection was closed under it has no SQLSTATE to show.
     return isinstance(error, InterfaceError) and "closed" in str(error)
 
@@ -58,6 +64,7 @@ def _sqlstate(error: BaseException) -> str | None:
     return state if isinstance(state, str) else None
 
 
-def _is_sqlite_busy(error: BaseException) -> bool:
+def _sqlite_code(error: BaseException) -> int | None:
+    """The primary error code of SQLite, without what extends it."""
     code = getattr(error, "sqlite_errorcode", None)
-    return isinstance(code, int) and code & 0xFF in _SQLITE_BUSY
+    return code & 0xFF if isinstance(code, int) else None

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from svc_infra.db.session import commit
 from svc_infra.exceptions import LeaseLost
 from svc_infra.failpoints import reached
 from svc_infra.jobs.handlers import Registration
@@ -125,22 +126,6 @@ async def _opened(session_factory: Callable[[], AsyncSession]) -> AsyncIterator[
             await asyncio.shield(session.close())
         else:
             session.sync_session.close()
-
-
-async def commit(session: AsyncSession) -> None:
-    """Commit, and let no cancellation into it: half a commit is one whose outcome nobody knows."""
-    committing = asyncio.ensure_future(session.commit())
-    is_cancelled = False
-    while not committing.done():
-        try:
-            await asyncio.shield(committing)
-        except asyncio.CancelledError:
-            if committing.done():
-                break
-            is_cancelled = True
-    committing.result()
-    if is_cancelled:
-        raise asyncio.CancelledError
 
 
 def transition(policy: RetryPolicy, job: Job, ending: Ending, now: datetime, rng: Random) -> Transition:

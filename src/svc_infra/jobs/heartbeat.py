@@ -68,11 +68,6 @@ class Heartbeat:
                     del self._held[job.id]
 
     @property
-    def is_in_loop(self) -> bool:
-        """Whether it beats in the worker's own loop, and so not while that is blocked."""
-        return self._in_loop is not None
-
-    @property
     def is_beating(self) -> bool:
         """Whether it is there to extend leases: its thread lives, or it needs none."""
         return self._thread is None or self._thread.is_alive()

@@ -141,6 +141,8 @@ class JobRequest:
         for group in (self.group_id, self.waits_for):
             if group is not None:
                 _check_text("group", group, MAX_GROUP_LENGTH)
+        if self.waits_for is not None and self.waits_for == self.group_id:
+            raise InvalidPayload(f"job {self.name!r} waits for its own group, and so would never run")
         if self.metadata is not None:
             object.__setattr__(self, "metadata", _encode(self.metadata)[0])
         plain, text = _encode(self.payload)

@@ -74,8 +74,9 @@ class Maintenance:
         """Rescue and prune until ``stop`` is set."""
 
         async def rescue() -> bool:
-            # A queue that only this process sees has no heartbeat beside a blocked loop: it beats first.
-            if heartbeat is not None and heartbeat.is_in_loop:
+            # So that it never rescues what this process holds: the heartbeat may have been kept waiting, by a
+            # blocked loop it runs in or by a transaction that keeps other writers out of a SQLite file.
+            if heartbeat is not None:
                 await heartbeat.beat()
             return await self.rescue(stats=stats)
 

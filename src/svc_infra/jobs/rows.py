@@ -18,6 +18,7 @@ from svc_infra.jobs.queue import Finish, Rescued, claim_order
 from svc_infra.jobs.statements import (
     ENDED,
     ClaimFilters,
+    cancel_unstarted,
     cancellations_statement,
     claim_by,
     complete_statement,
@@ -117,14 +118,12 @@ def complete_jobs(session: Session, claimed: Iterable[Job], *, now: datetime) ->
 
 def finish_jobs(session: Session, finishes: Iterable[Finish]) -> set[str]:
     """Write the transitions of jobs that are still held and return their ids."""
-    dialect = dialect_of(session)
-    return set(session.execute(finish_statement(dialect, True), _endings(dialect, finishes)).scalars())
+    return _end_jobs(session, finishes, is_fenced=True)
 
 
 def rewrite_completed(session: Session, finishes: Iterable[Finish]) -> None:
     """Replace the completion that this same transaction wrote by other transitions."""
-    dialect = dialect_of(session)
-    session.execute(finish_statement(dialect, False), _endings(dialect, finishes))
+    _end_jobs(session, finishes, is_fenced=False)
 
 
 def extend_jobs(session: Session, claimed: Iterable[Job], *, lease_seconds: float) -> set[str]:
@@ -137,14 +136,16 @@ def extend_jobs(session: Session, claimed: Iterable[Job], *, lease_seconds: floa
 def release_jobs(session: Session, claimed: Iterable[Job]) -> set[str]:
     """Give back jobs that are still held, and their attempts; return the ids."""
     dialect = dialect_of(session)
-    return set(
-        session.execute(release_statement(dialect), CLAIMS.parameters(dialect, _leases(claimed))).scalars()
-    )
+    parameters = CLAIMS.parameters(dialect, _leases(claimed))
+    released = set(session.execute(release_statement(dialect), parameters).scalars())
+    session.execute(cancel_unstarted())
+    return released
 
 
 def rescue_jobs(session: Session, *, now: datetime, limit: int) -> Rescued:
     """Return up to ``limit`` expired leases; discard what has no attempt left."""
     states = list(session.execute(rescue_statement(), {"now": now, "limit": limit}).scalars())
+    session.execute(cancel_unstarted())
     discarded = states.count(JobState.DISCARDED.value)
     return Rescued(len(states) - discarded, discarded)
 
@@ -165,6 +166,15 @@ def prune_jobs(
     session.execute(outdated_cancellations())
     parameters = {"before": finished_before, "states": [state.value for state in states], "limit": limit}
     return len(session.execute(prune_statement(), parameters).all())
+
+
+def _end_jobs(session: Session, finishes: Iterable[Finish], *, is_fenced: bool) -> set[str]:
+    dialect, ends = dialect_of(session), list(finishes)
+    ended = set(session.execute(finish_statement(dialect, is_fenced), _endings(dialect, ends)).scalars())
+    if any(end.transition.state is JobState.AVAILABLE for end in ends):
+        # Somebody may want a job cancelled that would now wait for its next attempt.
+        session.execute(cancel_unstarted())
+    return ended
 
 
 def _leases(claimed: Iterable[Job]) -> list[tuple[str, str | None]]:

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from svc_infra.db.base import UtcDateTime
 from svc_infra.db.rowset import Rowset
+from svc_infra.db.session import commit
 from svc_infra.failpoints import reached
 from svc_infra.jobs.enqueueing import enqueue_all, insert_jobs
 from svc_infra.jobs.job import JobRequest
@@ -80,7 +81,7 @@ class SqlScheduleStore:
 
         async with self._session_factory() as session:
             await session.run_sync(insert_missing)
-            await session.commit()
+            await commit(session)
 
     async def fire(
         self, schedule: str, fires: Collection[Fire], *, fired_until: datetime, now: datetime
@@ -90,13 +91,13 @@ class SqlScheduleStore:
                 lambda sync: _fire(sync, schedule, fires, fired_until=fired_until, now=now)
             )
             reached("in_tick")
-            await session.commit()
+            await commit(session)
             return enqueued
 
     async def prune(self, *, before: datetime, limit: int = 1_000) -> int:
         async with self._session_factory() as session:
             deleted = (await session.execute(_prune(), {"before": before, "limit": limit})).all()
-            await session.commit()
+            await commit(session)
             return len(deleted)
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from svc_infra.clock import Clock, SystemClock
-from svc_infra.db.session import make_engine, make_session_factory
+from svc_infra.db.session import commit, make_engine, make_session_factory
 from svc_infra.exceptions import NotInTransaction
 from svc_infra.failpoints import reached
 from svc_infra.jobs import rows, statements
@@ -209,7 +209,7 @@ class SqlJobQueue:
     async def _in_transaction(self, work: Callable[[Session], T]) -> T:
         async with self.session_factory() as session:
             result = await session.run_sync(work)
-            await session.commit()
+            await commit(session)
             return result
 
 

@@ -247,6 +247,29 @@ def cancellations_statement(dialect: str) -> Select[Any]:
 
 
 @cache
+def cancel_unstarted() -> Update:
+    """End the jobs that are wanted cancelled and do not run any more, as of the wish."""
+    waiting = (
+        select(jobs.c.id)
+        .join(cancellations, cancellations.c.job_id == jobs.c.id)
+        .where(in_state(jobs, JobState.AVAILABLE.value))
+        .with_for_update(skip_locked=True, of=jobs)
+        .cte("unstarted")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )
+    wish = cancellations.c.job_id == jobs.c.id
+    return (
+        update(jobs)
+        .where(is_among(jobs.c.id, select(waiting.c.id)))
+        .values(
+            state=JobState.CANCELLED.value,
+            last_error=select(cancellations.c.reason).where(wish).scalar_subquery(),
+            finished_at=select(cancellations.c.requested_at).where(wish).scalar_subquery(),
+        )
+    )
+
+
+@cache
 def outdated_cancellations() -> Delete:
     """Wishes whose job has finished, or is gone."""
     is_open = exists().where(jobs.c.id == cancellations.c.job_id, jobs.c.finished_at.is_(None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from random import Random
 
@@ -100,6 +100,9 @@ class Worker:
         self._maintenance = maintenance or Maintenance(queue, clock=self._clock)
         self._lanes = self._make_lanes(concurrency or self._default_concurrency())
         self._tasks: dict[asyncio.Task[None], Sequence[Job]] = {}
+        self._is_stopping = False
+        # Those that were claimed and wait for a slot of their lane.
+        self._not_started: set[asyncio.Task[None] | None] = set()
         self._unfinished: list[Job] = []
         self._to_cancel: dict[str, str] = {}
         self._error: BaseException | None = None
@@ -126,7 +129,7 @@ class Worker:
             if isinstance(self._queue, SqlJobQueue):
                 wake_up = WakeUp(self._queue.url, self.wake)
                 group.create_task(wake_up.run(stop, is_listening=self._is_listening))
-            group.create_task(
+            claiming = group.create_task(
                 run_loop(
                     "jobs.claim",
                     self._step,
@@ -138,7 +141,7 @@ class Worker:
             )
             group.create_task(self._maintenance.run(stop, heartbeat=self._heartbeat, stats=self.stats))
             await stop.wait()
-            await self._end_tasks()
+            await self._end_tasks(claiming)
         log.info("worker.stopped", completed=self.stats.completed)
 
     async def drain(self) -> int:
@@ -186,6 +189,9 @@ class Worker:
         return found
 
     def _start(self, lane: _Lane, jobs: Sequence[Job]) -> None:
+        if self._is_stopping:
+            self._unfinished += jobs
+            return
         self._heartbeat.hold(jobs)
         lane.in_hand += len(jobs)
         since = time.monotonic()
@@ -196,6 +202,7 @@ class Worker:
         for unit in self._units(jobs):
             task = asyncio.create_task(self._run(lane, unit))
             self._tasks[task] = unit
+            self._not_started.add(task)
             task.add_done_callback(ended)
 
     def _units(self, jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
@@ -207,16 +214,20 @@ class Worker:
 
     async def _run(self, lane: _Lane, unit: Sequence[Job]) -> None:
         async with lane.slots:
+            self._not_started.discard(asyncio.current_task())
             await self._executor.run(unit)
 
     def _ended(self, task: asyncio.Task[None], lane: _Lane, *, seconds_in_hand: float) -> None:
         unit = self._tasks.pop(task)
+        self._not_started.discard(task)
         lane.ended(len(unit), seconds_in_hand=seconds_in_hand)
         self._heartbeat.let_go(unit)
         error = None if task.cancelled() else task.exception()
         if task.cancelled() or error is not None:
             # Nothing more was written: give them back, which changes nothing for those that were finished.
             self._unfinished += unit
+        else:
+            self._forget_wishes(unit)
         if error is not None:
             self._error = error
             log.error("worker.jobs_given_back", name=unit[0].name, jobs=len(unit), error=repr(error)[:300])
@@ -247,11 +258,18 @@ class Worker:
         except BaseException:
             self._unfinished += unfinished
             raise
-        self._to_cancel.clear()
+        self._forget_wishes(unfinished)
         log.info("worker.jobs_released", jobs=len(released), cancelled=len(cancelled))
 
-    async def _end_tasks(self) -> None:
+    def _forget_wishes(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            self._to_cancel.pop(job.id, None)
+
+    async def _end_tasks(self, claiming: asyncio.Task[None]) -> None:
         """Let jobs that run end within the grace period, and give back the others."""
+        self._is_stopping = True
+        for task in filter(None, self._not_started):
+            task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._grace_seconds)
         for task in list(self._tasks):
@@ -259,6 +277,8 @@ class Worker:
         if self._tasks:
             await asyncio.wait(self._tasks)
             await asyncio.sleep(0)
+        # A claim that was under way when the stop came may have brought jobs, which never start.
+        await claiming
         await self._settle_unfinished()
 
     def _has_room(self) -> bool:
