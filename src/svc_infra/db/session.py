@@ -11,9 +11,10 @@ from sqlalchemy import event, make_url
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, PoolResetState
 
 from svc_infra.db.exact import register_exact_sum
+from svc_infra.db.sqlite_connection import SqliteConnection
 from svc_infra.exceptions import InvalidSettings
 
 log = structlog.get_logger(__name__)
@@ -137,9 +138,8 @@ def _sqlite_engine(url: URL) -> AsyncEngine:
     # for the file's one write lock. The file lock orders the processes. An in-memory database is its one
     # connection, which tasks must not share: one would find itself in another's transaction.
     pool = {"poolclass": AsyncAdaptedQueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": 60}
-    engine = create_async_engine(
-        url, hide_parameters=True, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS}, **pool
-    )
+    arguments = {"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "factory": SqliteConnection}
+    engine = create_async_engine(url, hide_parameters=True, connect_args=arguments, **pool)
     journal_mode = sqlite_journal_mode()
     log.info("sqlite.journal_mode", mode=journal_mode, sqlite_version=sqlite3.sqlite_version)
 
@@ -159,6 +159,13 @@ def _sqlite_engine(url: URL) -> AsyncEngine:
     @event.listens_for(engine.sync_engine, "begin")
     def _begin_immediate(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    @event.listens_for(engine.sync_engine, "reset")
+    def _end_transaction(dbapi_connection: Any, _record: Any, state: PoolResetState) -> None:
+        # A commit that failed, because somebody was reading or the disk was full, leaves its transaction
+        # open, and a session that is closed then takes it for ended: nobody could begin another one.
+        if not state.terminate_only and dbapi_connection.driver_connection.in_transaction:
+            dbapi_connection.rollback()
 
     return engine
 
