@@ -67,6 +67,7 @@ class WebhookSettings(_Section):
     allow_http: bool = False
     allow_ports: tuple[int, ...] = (443, 8443)
     allow_networks: tuple[str, ...] = ()
+    egress_proxy: SecretStr = SecretStr("")
     secret_keys: SecretStr = SecretStr("")
     delivered_retention_days: float = Field(30, gt=0)
     dead_retention_days: float = Field(90, gt=0)

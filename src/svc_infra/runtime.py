@@ -29,9 +29,12 @@ from svc_infra.jobs.worker import Worker
 from svc_infra.webhooks.catalogue import TopicCatalogue
 from svc_infra.webhooks.deliverer import Deliverer, Sender
 from svc_infra.webhooks.delivery import RetrySchedule
+from svc_infra.webhooks.dialer import Dialer
+from svc_infra.webhooks.egress import EgressProxy, ProxyDialer
 from svc_infra.webhooks.endpoints import EndpointRules, SqlWebhookEndpoints
 from svc_infra.webhooks.guard import PublicAddresses, UrlPolicy
 from svc_infra.webhooks.operational import operational_topics
+from svc_infra.webhooks.pool import ConnectionPool
 from svc_infra.webhooks.relay import Relay
 from svc_infra.webhooks.retention import Retention
 from svc_infra.webhooks.sealing import KeyRing
@@ -199,9 +202,16 @@ def endpoint_rules(webhooks: WebhookSettings) -> EndpointRules:
 
 
 def guarded_sender(webhooks: WebhookSettings) -> HttpSender:
-    """Make the sender that the settings describe: it reaches public addresses and what they allow."""
+    """Make the sender that the settings describe: it reaches public addresses and what they allow.
+
+    Raises:
+        InvalidSettings: a network or the egress proxy cannot be read.
+    """
+    policy = PublicAddresses(webhooks.allow_networks)
+    proxy = webhooks.egress_proxy.get_secret_value()
+    dialer = ProxyDialer(EgressProxy.parse(proxy), policy=policy) if proxy else Dialer(policy)
     return HttpSender(
-        policy=PublicAddresses(webhooks.allow_networks),
+        pool=ConnectionPool(dialer),
         urls=UrlPolicy(allow_http=webhooks.allow_http, ports=webhooks.allow_ports),
         deadline_seconds=webhooks.timeout_seconds,
     )

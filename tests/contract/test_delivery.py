@@ -347,7 +347,7 @@ async def claimed(factory: Factory, *, lease_seconds: float, **more: Any) -> lis
     arguments: dict[str, Any] = {"limit": 10, "allowance": 10, "allowances": {}, **more}
 
     def take(session: Session) -> list[ClaimedDelivery]:
-        return claim(session, now=NOON, lease_seconds=lease_seconds, **arguments)
+        return claim(session, now=NOON, lease_seconds=lease_seconds, **arguments)[0]
 
     async with factory.begin() as session:
         return await session.run_sync(take)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from svc_infra.exceptions import InvalidEndpoint, InvalidSecret, NotFound
 from svc_infra.webhooks.audit import list_acts
 from svc_infra.webhooks.delivery import Answer, SendFailure
 from svc_infra.webhooks.delivery_claim import claim
-from svc_infra.webhooks.delivery_log import Backlog, backlog
 from svc_infra.webhooks.delivery_rows import rescue
 from svc_infra.webhooks.endpoint_options import EndpointOptions
 from svc_infra.webhooks.endpoint_switch import disable_endpoint, enable_endpoint
@@ -26,6 +27,7 @@ from svc_infra.webhooks.endpoints import (
 )
 from svc_infra.webhooks.guard import PublicAddresses, UrlPolicy
 from svc_infra.webhooks.health import HealthPolicy
+from svc_infra.webhooks.models import DeliveryRow, EndpointRow
 from svc_infra.webhooks.relay import Relay
 from svc_infra.webhooks.sealing import KeyRing, is_sealed, new_sealing_key
 from svc_infra.webhooks.secret_rotation import reseal_secrets, rotate_secret
@@ -88,6 +90,20 @@ async def test_secrets_are_sealed_anew_with_the_newest_key(session_factory: Fact
     assert await only_new.service.deliver_due() == 2
     for request in only_new.sender.requests:
         verify(request.headers, request.body, [secret])
+
+
+async def test_headers_are_sealed_anew_although_the_secret_is_already(session_factory: Factory) -> None:
+    old, new = new_sealing_key("k1"), new_sealing_key("k2")
+    shop = Shop(session_factory, keys=KeyRing.parse(old))
+    endpoint_id = await shop.add(options=EndpointOptions(headers={"authorization": "Bearer abc"}))
+    both = KeyRing.parse(f"{new}\n{old}")
+    await shop.do(rotate_secret, endpoint_id, keys=both, overlap_seconds=0)
+    assert await shop.do(reseal_secrets, both) == 1
+    assert await shop.do(reseal_secrets, both) == 0
+    without_the_old = Shop(session_factory, keys=KeyRing.parse(new))
+    await without_the_old.publish({"n": 1})
+    assert await without_the_old.service.deliver_due() == 1
+    assert without_the_old.sender.requests[0].headers["authorization"] == "Bearer abc"
 
 
 async def test_during_a_rotation_all_valid_secrets_sign_and_afterwards_only_the_new_one(shop: Shop) -> None:
@@ -231,6 +247,20 @@ async def test_options_are_changed_and_header_values_stay_hidden(shop: Shop) -> 
         await shop.do(change_endpoint, endpoint_id, url=URL, tenant_id="t2")
     acts = await shop.do(list_acts, endpoint_id)
     assert [act.action for act in acts] == ["change", "add"]
+
+
+async def test_options_that_are_shown_can_be_given_back_without_losing_a_header(shop: Shop) -> None:
+    options = EndpointOptions(headers={"authorization": "Bearer abc", "x-old": "1"})
+    endpoint_id = await shop.add(options=options)
+    shown = (await shop.do(get_endpoint, endpoint_id)).options
+    kept = {"authorization": shown.headers["authorization"], "x-new": "2"}
+    await shop.do(change_endpoint, endpoint_id, options=replace(shown, headers=kept, rate_per_second=50))
+    await shop.publish({"n": 1})
+    await shop.service.deliver_due()
+    sent = shop.sender.requests[0].headers
+    assert (sent["authorization"], sent["x-new"], sent.get("x-old")) == ("Bearer abc", "2", None)
+    with pytest.raises(InvalidEndpoint, match="give it anew"):
+        await shop.do(change_endpoint, endpoint_id, options=replace(shown, headers={"x-b": "hidden"}))
 
 
 async def test_an_endpoint_may_be_sent_structured_cloudevents(shop: Shop) -> None:
@@ -437,8 +467,8 @@ async def test_of_two_deliverers_one_probes_a_paused_endpoint(shop: Shop) -> Non
     later = NOON + timedelta(minutes=5)
     arguments = {"now": later, "lease_seconds": 60, "limit": 50, "allowance": 8, "allowances": {}}
     policy = HealthPolicy(pause_after=5)
-    first = await shop.do(claim, **arguments, health=policy)
-    second = await shop.do(claim, **arguments, health=policy)
+    first, _ = await shop.do(claim, **arguments, health=policy)
+    second, _ = await shop.do(claim, **arguments, health=policy)
     assert (len(first), len(second)) == (1, 0)
 
 
@@ -450,19 +480,6 @@ async def test_of_several_that_disable_an_endpoint_at_once_one_announces_it(shop
     )
     assert sorted(done) == [False] * 4 + [True]
     assert len(await shop.published("webhooks.endpoint.disabled")) == 1
-
-
-async def test_the_backlog_counts_what_is_held_and_put_off_and_tells_the_oldest(shop: Shop) -> None:
-    endpoint_id = await shop.add()
-    await shop.add("https://other.example/")
-    assert await shop.do(backlog) == Backlog({}, 0, None)
-    await shop.do(disable_endpoint, endpoint_id, reason="off", now=NOON)
-    await shop.publish({"n": 1})
-    shop.sender.answers["https://other.example/"] = [Answer(429, "3600", b"", 1)]
-    await shop.service.deliver_due()
-    shop.clock.advance(timedelta(minutes=5))
-    await shop.publish({"n": 2})
-    assert await shop.do(backlog) == Backlog({"held": 1, "pending": 1}, 1, NOON)
 
 
 async def test_a_rate_holds_an_endpoint_to_so_many_requests_a_second(shop: Shop) -> None:
@@ -484,12 +501,42 @@ async def test_an_endpoint_that_slows_down_while_much_is_under_way_is_still_sent
     assert [state for state, _ in await shop.states(endpoint_id)].count("pending") == 4
 
 
+async def test_an_endpoint_that_asks_to_wait_is_not_sent_what_was_claimed_ahead(shop: Shop) -> None:
+    await shop.add()
+    await shop.publish(*({"n": n} for n in range(60)))
+    assert await shop.service.deliver_due() == 60
+    shop.sender.requests.clear()
+    shop.sender.answers[URL] = [Answer(503, "120", b"", 1)] * 40
+    await shop.publish(*({"n": n} for n in range(40)))
+    await shop.service.deliver_due()
+    assert len(shop.sender.requests) <= 8  # those that were under way
+    async with shop.factory() as session:
+        waiting = list(await session.scalars(select(DeliveryRow).where(DeliveryRow.state == "pending")))
+    assert len(waiting) == 40
+    assert min(row.run_at for row in waiting) >= NOON + timedelta(seconds=120)
+    assert sum(row.attempt for row in waiting) == len(shop.sender.requests)
+
+
+async def test_a_paused_endpoint_with_a_long_backlog_hides_nobody(shop: Shop) -> None:
+    endpoint_id = await shop.add()
+    await shop.add("https://other.example/", topics=["other.topic"])
+    await shop.publish(*({"n": n} for n in range(900)))
+    await Relay(shop.factory, shop.clock).drain()
+    async with shop.factory.begin() as session:
+        row = await session.get_one(EndpointRow, endpoint_id)
+        row.paused_until, row.failures_in_a_row = NOON + timedelta(hours=1), 50
+    shop.clock.advance(timedelta(seconds=1))
+    await shop.publish({"n": 1}, topic="other.topic")
+    assert await shop.service.deliver_due() == 1
+    assert [one.url for one in shop.sender.requests] == ["https://other.example/"]
+
+
 async def test_a_delivery_whose_senders_all_died_is_announced_too(shop: Shop) -> None:
     await shop.add(tenant_id="t1")
     (message_id,) = await shop.publish({"n": 1}, tenant_id="t1")
     await Relay(shop.factory, shop.clock).drain()
     lost = {"now": NOON, "lease_seconds": -1, "limit": 5, "allowance": 5, "allowances": {}}
-    assert len(await shop.do(claim, **lost)) == 1
+    assert len((await shop.do(claim, **lost))[0]) == 1
     assert await shop.do(rescue, now=NOON, max_attempts=1) == 1
     (announced,) = await shop.published("webhooks.delivery.exhausted")
     assert (announced["message_id"], announced["last_outcome"]) == (message_id, "lease_expired")

@@ -97,6 +97,8 @@ def test_from_an_endpoint_to_its_attempts_and_back(url: str) -> None:
         "server_error",
     )
     assert read_json(url, "webhooks", "deliveries", "--tenant", "t2") == []
+    waiting = {one["waits_for"]: one["count"] for one in read_json(url, "webhooks", "backlog")}
+    assert {reason: count for reason, count in waiting.items() if count} == {"retry": 1}
     (attempt,) = read_json(url, "webhooks", "deliveries", delivery["id"])
     assert (attempt["status_code"], attempt["detail"]) == (500, "out of order")
     assert run(url, "webhooks", "redeliver", delivery["id"], "--actor", "ann").exit_code == 0
@@ -122,6 +124,49 @@ def test_an_endpoint_is_disabled_and_enabled_and_what_was_held_is_sent(url: str)
     assert "1 held" in run(url, "endpoints", "enable", added["id"], "--replay-held").stdout
     with pytest.raises(NotFound):
         run(url, "endpoints", "disable", "nowhere", "--reason", "x")
+
+
+def test_an_endpoint_is_changed_where_something_is_given_and_removed(url: str) -> None:
+    added = read_json(
+        *(
+            url,
+            "endpoints",
+            "add",
+            "https://example.com/",
+            "--topic",
+            "a.b",
+            "--rate",
+            "5",
+            "--ordering",
+            "key",
+        ),
+        *("--header", "authorization=Bearer abc", "--header", "x-team=books", "--filter", '{"plan": "gold"}'),
+    )
+    endpoint = ("endpoints", "change", added["id"])
+    changed = read_json(
+        url, *endpoint, "--url", "https://new.example/", "--label", "team=ops", "--in-flight", "2"
+    )
+    assert changed == {
+        **{name: value for name, value in added.items() if name != "secret"},
+        "url": "https://new.example/",
+        "metadata": {"team": "ops"},
+        "in_flight_cap": 2,
+    }
+    bare = read_json(url, *endpoint, "--filter", "null", "--rate", "0", "--drop-header", "X-Team")
+    assert (bare["filter"], bare["rate_per_second"], list(bare["headers"])) == (None, None, ["authorization"])
+    shown = read_json(url, "endpoints", "show", added["id"])
+    assert shown["acts"][1]["detail"] == {"changed": ["url", "options"]}
+
+    assert run(url, "endpoints", "remove", added["id"]).exit_code == 1  # asked, and nobody said yes
+    assert read_json(url, "endpoints", "remove", added["id"], "--yes") == {"id": added["id"], "given_up": 0}
+    assert read_json(url, "endpoints", "list") == []
+
+
+def test_a_secret_given_on_standard_input_is_on_no_command_line(url: str) -> None:
+    secret = new_secret()
+    arguments = ["endpoints", "add", "https://example.com/", "--topic", "*", "--secret", "-", "--json"]
+    result = CliRunner().invoke(cli, [*arguments, "--database-url", url], input=f"{secret}\n")
+    assert json.loads(result.stdout)["secret"] == secret
 
 
 def test_secrets_are_sealed_with_the_keys_of_a_file_and_rotated(

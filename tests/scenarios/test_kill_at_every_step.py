@@ -13,6 +13,7 @@ RUNNING = "SELECT count(*) FROM jobs WHERE state = 'running'"
 COMPLETED = "SELECT count(*) FROM jobs WHERE state = 'completed'"
 MESSAGES = "SELECT count(*) FROM outbox_messages"
 EFFECTS = f"SELECT ({MESSAGES}) + (SELECT count(*) FROM usage_aggregates) + (SELECT count(*) FROM invoices)"
+DELIVERIES = "SELECT count(*) FROM webhook_deliveries"
 SENDING = "SELECT count(*) FROM webhook_deliveries WHERE state = 'sending'"
 DELIVERED = "SELECT count(*) FROM webhook_deliveries WHERE state = 'delivered'"
 RESCUED = "SELECT count(*) FROM jobs WHERE rescues > 0"
@@ -40,9 +41,13 @@ DEATHS = [
     Death("after_outbox_row", 1, IN_TRANSACTION),
     Death("before_commit", 1, IN_TRANSACTION),
     Death("after_commit", 1, {RUNNING: -1, COMPLETED: -1, MESSAGES: -1}),
+    Death("before_relay_commit", 1, {MESSAGES: -1, DELIVERIES: 0}),
+    Death("after_delivery_claim", 1, {SENDING: -1, DELIVERED: 0}),
     Death("before_send", 3, {SENDING: -1, DELIVERED: 0}, has_sent=True),
     Death("after_send", 1, {SENDING: -1, DELIVERED: 0}, has_sent=True),
     Death("before_delivery_recorded", 1, {SENDING: -1, DELIVERED: 0}, has_sent=True),
+    Death("before_record_commit", 1, {SENDING: -1, DELIVERED: 0}, has_sent=True),
+    Death("after_record_commit", 1, {DELIVERED: -1}, has_sent=True),
 ]
 
 

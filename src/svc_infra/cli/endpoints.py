@@ -1,71 +1,37 @@
-"""``endpoints``: who is sent webhooks; make, change, enable and disable them."""
+"""``endpoints``: who is sent webhooks; make, change, remove, enable and disable them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
+from sqlalchemy.orm import Session
 
 from svc_infra.canonical import canonical_instant
 from svc_infra.cli.acting import actor_option, in_transaction
 from svc_infra.cli.context import echo_json, json_option, settings_options
+from svc_infra.cli.endpoint_options import changeable_options, changed_options, secret_option
 from svc_infra.cli.table import print_table
 from svc_infra.clock import SystemClock
 from svc_infra.config import Settings
 from svc_infra.runtime import endpoint_rules
 from svc_infra.webhooks.audit import list_acts
 from svc_infra.webhooks.endpoint_options import EndpointOptions
+from svc_infra.webhooks.endpoint_removal import remove_endpoint
 from svc_infra.webhooks.endpoint_switch import disable_endpoint, enable_endpoint
-from svc_infra.webhooks.endpoints import Endpoint, add_endpoint, get_endpoint, list_endpoints
-
-T = TypeVar("T")
+from svc_infra.webhooks.endpoints import (
+    Endpoint,
+    add_endpoint,
+    change_endpoint,
+    get_endpoint,
+    list_endpoints,
+)
 
 
 @click.group()
 def endpoints() -> None:
-    """Add, list, show, enable and disable webhook endpoints."""
-
-
-def _pair(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """Read NAME=VALUE options."""
-    pairs = {}
-    for text in values:
-        name, separator, value = text.partition("=")
-        if not separator:
-            raise click.BadParameter(f"{text!r} has no '='; write NAME=VALUE")
-        pairs[name] = value
-    return pairs
-
-
-def _filter(_ctx: click.Context, _param: click.Parameter, value: str | None) -> dict[str, Any] | None:
-    try:
-        return None if value is None else json.loads(value)
-    except ValueError:
-        raise click.BadParameter("""write the filter as JSON, like '{"plan.name": "gold"}'""") from None
-
-
-def _options(command: Callable[..., T]) -> Callable[..., T]:
-    """Give a command the options of an endpoint beside its URL and topics."""
-    for option in (
-        click.option(
-            "--filter", "payload_filter", callback=_filter, help="What payloads must hold, as JSON."
-        ),
-        click.option("--header", "headers", multiple=True, callback=_pair, help="NAME=VALUE sent each time."),
-        click.option("--label", "labels", multiple=True, callback=_pair, help="NAME=VALUE of your own."),
-        click.option("--ordering", type=click.Choice(["none", "key"]), default="none", show_default=True),
-        click.option(
-            "--content-mode",
-            type=click.Choice(["standard", "cloudevents"]),
-            default="standard",
-            show_default=True,
-        ),
-        click.option("--rate", "rate_per_second", type=float, help="Requests a second of one worker."),
-        click.option("--in-flight", "in_flight_cap", type=int, help="Requests of one worker at a time."),
-    ):
-        command = option(command)
-    return command
+    """Add, list, show, change, remove, enable and disable webhook endpoints."""
 
 
 @endpoints.command()
@@ -78,7 +44,7 @@ def _options(command: Callable[..., T]) -> Callable[..., T]:
     help="A topic, 'billing.*' for all below billing, or '*'; may be given several times.",
 )
 @click.option("--tenant", help="The tenant whose messages it gets; without it, those of every tenant.")
-@click.option("--secret", help="Signing secret, if there is one already; otherwise a new one is made.")
+@secret_option("The signing secret, if there is one already; otherwise a new one is made.")
 @click.option(
     "--signing",
     type=click.Choice(["v1", "v1a"]),
@@ -87,7 +53,8 @@ def _options(command: Callable[..., T]) -> Callable[..., T]:
     help="v1: a shared secret; v1a: ed25519, the subscriber gets a public key.",
 )
 @click.option("--description", default="", help="What it is for.")
-@_options
+@click.option("--ordering", type=click.Choice(["none", "key"]), default="none", show_default=True)
+@changeable_options
 @actor_option
 @json_option
 @settings_options
@@ -98,14 +65,11 @@ def add(
     tenant: str | None,
     as_json: bool,
     actor: str,
-    labels: dict[str, str],
-    payload_filter: dict[str, Any] | None,
-    headers: dict[str, str],
     **more: Any,
 ) -> None:
     """Send the messages of these topics to URL. The signing secret is shown now and never again."""
     endpoint = {key: more.pop(key) for key in ("secret", "signing", "description")}
-    options = EndpointOptions(payload_filter, headers, labels, **more)
+    options = changed_options(EndpointOptions(ordering=more.pop("ordering")), **more)
     added = in_transaction(
         settings,
         lambda session: add_endpoint(
@@ -186,10 +150,75 @@ def show(settings: Settings, endpoint_id: str, as_json: bool) -> None:
 
 @endpoints.command()
 @click.argument("endpoint_id")
+@click.option("--url", help="Where it is from now on.")
+@click.option("--topic", "topics", multiple=True, help="All topics that it wants from now on; several times.")
+@click.option("--description", help="What it is for.")
+@click.option("--drop-header", "dropped", multiple=True, metavar="NAME", help="Send this header no more.")
+@changeable_options
+@actor_option
+@json_option
+@settings_options
+def change(
+    settings: Settings,
+    endpoint_id: str,
+    url: str | None,
+    topics: tuple[str, ...],
+    description: str | None,
+    actor: str,
+    as_json: bool,
+    **more: Any,
+) -> None:
+    """Change what is given; the rest stays. --filter null, --rate 0 and --in-flight 0 take one away."""
+
+    def act(session: Session) -> Endpoint:
+        current = get_endpoint(session, endpoint_id).options
+        changed = changed_options(current, **more)
+        return change_endpoint(
+            session,
+            endpoint_id,
+            url=url,
+            topics=topics or None,
+            description=description,
+            options=None if changed == current else changed,
+            rules=endpoint_rules(settings.webhooks),
+            actor=actor,
+        )
+
+    changed = in_transaction(settings, act)
+    if as_json:
+        echo_json(endpoint_row(changed))
+    else:
+        click.echo("changed")
+
+
+@endpoints.command()
+@click.argument("endpoint_id")
+@click.confirmation_option("--yes", prompt="It cannot be undone. Remove the endpoint?", help="Do not ask.")
+@actor_option
+@json_option
+@settings_options
+def remove(settings: Settings, endpoint_id: str, actor: str, as_json: bool) -> None:
+    """Remove an endpoint and its secrets; what waits for it is given up.
+
+    Its deliveries stay readable until the retention deletes them.
+    """
+    now = SystemClock().now()
+    count = in_transaction(
+        settings, lambda session: remove_endpoint(session, endpoint_id, now=now, actor=actor)
+    )
+    if as_json:
+        echo_json({"id": endpoint_id, "given_up": count})
+    else:
+        click.echo(f"removed; {count:,} deliveries that waited were given up")
+
+
+@endpoints.command()
+@click.argument("endpoint_id")
 @click.option("--reason", required=True, help="Why; shown to whoever looks at the endpoint.")
 @actor_option
+@json_option
 @settings_options
-def disable(settings: Settings, endpoint_id: str, reason: str, actor: str) -> None:
+def disable(settings: Settings, endpoint_id: str, reason: str, actor: str, as_json: bool) -> None:
     """Stop sending to an endpoint; what is published meanwhile is held."""
     now = SystemClock().now()
 
@@ -197,22 +226,30 @@ def disable(settings: Settings, endpoint_id: str, reason: str, actor: str) -> No
         get_endpoint(session, endpoint_id)
         return disable_endpoint(session, endpoint_id, reason=reason, now=now, actor=actor)
 
-    click.echo("disabled" if in_transaction(settings, act) else "It was disabled already.")
+    has_changed = in_transaction(settings, act)
+    if as_json:
+        echo_json({"id": endpoint_id, "is_enabled": False, "has_changed": has_changed})
+    else:
+        click.echo("disabled" if has_changed else "It was disabled already.")
 
 
 @endpoints.command()
 @click.argument("endpoint_id")
 @click.option("--replay-held", is_flag=True, help="Send what was held meanwhile, too.")
 @actor_option
+@json_option
 @settings_options
-def enable(settings: Settings, endpoint_id: str, replay_held: bool, actor: str) -> None:
+def enable(settings: Settings, endpoint_id: str, replay_held: bool, actor: str, as_json: bool) -> None:
     """Send to an endpoint again."""
     now = SystemClock().now()
     count = in_transaction(
         settings,
         lambda session: enable_endpoint(session, endpoint_id, now=now, replay_held=replay_held, actor=actor),
     )
-    click.echo(f"enabled; {count:,} held deliveries are due now")
+    if as_json:
+        echo_json({"id": endpoint_id, "is_enabled": True, "replayed": count})
+    else:
+        click.echo(f"enabled; {count:,} held deliveries are due now")
 
 
 def endpoint_row(endpoint: Endpoint) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
@@ -13,13 +12,14 @@ from svc_infra.application import Application, load_application
 from svc_infra.canonical import canonical_instant
 from svc_infra.cli.acting import actor_option, in_transaction
 from svc_infra.cli.context import echo_json, json_option, settings_options
-from svc_infra.cli.endpoints import endpoint_row, endpoints
-from svc_infra.cli.listening import make_receiver
+from svc_infra.cli.endpoints import endpoints
+from svc_infra.cli.receiving import listen, verify
 from svc_infra.cli.table import print_table
+from svc_infra.cli.webhook_secrets import new_key, reseal, rotate_secret
 from svc_infra.clock import SystemClock
 from svc_infra.config import Settings
-from svc_infra.exceptions import InvalidSettings, VerificationFailed
-from svc_infra.runtime import catalogue, key_ring
+from svc_infra.runtime import catalogue
+from svc_infra.webhooks.backlog import measure_backlog
 from svc_infra.webhooks.delivery import DeliveryState
 from svc_infra.webhooks.delivery_log import list_attempts, list_deliveries
 from svc_infra.webhooks.redelivery import redeliver as redeliver_one
@@ -31,10 +31,6 @@ from svc_infra.webhooks.replay import (
     list_replays,
     start_replay,
 )
-from svc_infra.webhooks.sealing import new_sealing_key
-from svc_infra.webhooks.secret_rotation import reseal_secrets
-from svc_infra.webhooks.secret_rotation import rotate_secret as rotate
-from svc_infra.webhooks.signature import verify as verify_message
 
 
 @click.group()
@@ -42,7 +38,8 @@ def webhooks() -> None:
     """Endpoints, deliveries, replays, secrets; a receiver for development."""
 
 
-webhooks.add_command(endpoints)
+for _command in (endpoints, rotate_secret, new_key, reseal, listen, verify):
+    webhooks.add_command(_command)
 
 
 def _instant(_ctx: click.Context, _param: click.Parameter, value: str | None) -> datetime | None:
@@ -80,12 +77,16 @@ def deliveries(settings: Settings, delivery_id: str | None, as_json: bool, **cho
 @webhooks.command()
 @click.argument("delivery_id")
 @actor_option
+@json_option
 @settings_options
-def redeliver(settings: Settings, delivery_id: str, actor: str) -> None:
+def redeliver(settings: Settings, delivery_id: str, actor: str, as_json: bool) -> None:
     """Send one delivery again, whatever became of it, with a whole new schedule."""
     now = SystemClock().now()
     in_transaction(settings, lambda session: redeliver_one(session, delivery_id, now=now, actor=actor))
-    click.echo("due now")
+    if as_json:
+        echo_json({"delivery_id": delivery_id, "run_at": canonical_instant(now)})
+    else:
+        click.echo("due now")
 
 
 @webhooks.command()
@@ -153,6 +154,20 @@ def replays(
 
 
 @webhooks.command()
+@json_option
+@settings_options
+def backlog(settings: Settings, as_json: bool) -> None:
+    """Say what waits to be sent, why, and for how long the oldest has."""
+    now = SystemClock().now()
+    found = in_transaction(settings, lambda session: measure_backlog(session, now=now))
+    rows = [
+        {"waits_for": reason.value, "count": one.count, "oldest_seconds": round(one.age_seconds(now))}
+        for reason, one in found.waiting.items()
+    ]
+    _show(rows, as_json)
+
+
+@webhooks.command()
 @click.argument("endpoint_id")
 @actor_option
 @json_option
@@ -169,65 +184,6 @@ def test(settings: Settings, endpoint_id: str, actor: str, as_json: bool) -> Non
         click.echo(message_id)
 
 
-@webhooks.command(name="rotate-secret")
-@click.argument("endpoint_id")
-@click.option(
-    "--overlap-seconds",
-    type=float,
-    default=86_400,
-    show_default=True,
-    help="So long the old ones sign, too; 0 ends them at once.",
-)
-@click.option("--secret", help="The new secret; otherwise one is made.")
-@actor_option
-@json_option
-@settings_options
-def rotate_secret(
-    settings: Settings,
-    endpoint_id: str,
-    overlap_seconds: float,
-    secret: str | None,
-    actor: str,
-    as_json: bool,
-) -> None:
-    """Give an endpoint a new signing secret, shown now and never again."""
-    rotated = in_transaction(
-        settings,
-        lambda session: rotate(
-            session,
-            endpoint_id,
-            overlap_seconds=overlap_seconds,
-            secret=secret,
-            keys=key_ring(settings.webhooks),
-            actor=actor,
-        ),
-    )
-    if as_json:
-        echo_json({**endpoint_row(rotated), "secret": rotated.secret})
-    else:
-        click.echo(rotated.secret or rotated.public_keys[0])
-
-
-@webhooks.command(name="new-key")
-@click.argument("key_id")
-def new_key(key_id: str) -> None:
-    """Make a key for webhooks.secret_keys. KEY_ID is a name of your own, like '2025-01'."""
-    click.echo(new_sealing_key(key_id))
-
-
-@webhooks.command()
-@settings_options
-def reseal(settings: Settings) -> None:
-    """Seal every stored secret with the newest key of webhooks.secret_keys."""
-    keys = key_ring(settings.webhooks)
-    if keys is None:
-        raise InvalidSettings(
-            "there is no key in webhooks.secret_keys; 'worker.py webhooks new-key' makes one"
-        )
-    count = in_transaction(settings, lambda session: reseal_secrets(session, keys))
-    click.echo(f"{count:,} endpoints were sealed anew.")
-
-
 @webhooks.command()
 @click.option("--app", "application", metavar="MODULE:ATTRIBUTE", help="Your application, for its topics.")
 @click.option("--openapi", is_flag=True, help="Print the webhooks section of an OpenAPI document.")
@@ -241,70 +197,6 @@ def topics(application: str | None, openapi: bool, as_json: bool) -> None:
         echo_json({topic.topic: known.json_schema(topic.topic) for topic in known})
     else:
         print_table(["topic", "version", "description"], [(t.topic, t.version, t.description) for t in known])
-
-
-_secrets_option = click.option(
-    "--secret",
-    "secrets",
-    multiple=True,
-    required=True,
-    envvar="WEBHOOK_SECRET",
-    help="Signing secret or whpk_ public key; several times, or in WEBHOOK_SECRET.",
-)
-
-
-@webhooks.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=9000, show_default=True)
-@click.option("--answer", type=click.IntRange(200, 599), default=204, show_default=True, help="Status code.")
-@_secrets_option
-@json_option
-def listen(port: int, answer: int, secrets: tuple[str, ...], as_json: bool) -> None:
-    """Receive webhooks on this machine, verify and print them, until interrupted."""
-
-    def show(seen: dict[str, Any]) -> None:
-        if as_json:
-            echo_json(seen)
-        elif seen["is_verified"]:
-            click.echo(f"verified  {seen['id']}  {seen['topic']}  {seen['data']}")
-        else:
-            click.echo(f"refused   {seen['id']}  {seen['reason']}")
-
-    server = make_receiver(port, secrets, show, answer=answer)
-    click.echo(f"listening on http://127.0.0.1:{server.server_port}/", err=True)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        click.echo("stopped", err=True)
-    finally:
-        server.server_close()
-
-
-@webhooks.command()
-@click.argument("body", type=click.File("rb"))
-@click.option("--header", "-H", "headers", multiple=True, metavar="'NAME: VALUE'", help="As received.")
-@click.option("--tolerance-seconds", type=int, default=300, show_default=True)
-@_secrets_option
-def verify(
-    body: BinaryIO, headers: tuple[str, ...], tolerance_seconds: int, secrets: tuple[str, ...]
-) -> None:
-    """Verify a webhook that was received: BODY is a file with its raw bytes, or '-'.
-
-    Exit 1 if it was not signed with one of the secrets, or is too old.
-    """
-    named = dict(_header(text) for text in headers)
-    try:
-        verify_message(named, body.read(), secrets, tolerance_seconds=tolerance_seconds)
-    except VerificationFailed as error:
-        click.echo(f"refused: {error}", err=True)
-        sys.exit(1)
-    click.echo("verified")
-
-
-def _header(text: str) -> tuple[str, str]:
-    name, separator, value = text.partition(":")
-    if not separator:
-        raise click.BadParameter(f"{text!r} has no ':'; write 'NAME: VALUE'")
-    return name.strip(), value.strip()
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

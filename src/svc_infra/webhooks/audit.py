@@ -53,14 +53,19 @@ def note_act(
     )
 
 
-def list_acts(session: Session, endpoint_id: str, *, limit: int = 100) -> list[AuditEntry]:
-    """Return the newest acts on an endpoint, newest first."""
-    rows = session.scalars(
-        select(WebhookAuditRow)
-        .where(WebhookAuditRow.endpoint_id == endpoint_id)
-        .order_by(WebhookAuditRow.id.desc())
-        .limit(limit)
-    )
+def without_query(url: str) -> str:
+    """Return ``url`` as the trail keeps it: what follows the path is often a password."""
+    return url.partition("?")[0]
+
+
+def list_acts(
+    session: Session, endpoint_id: str, *, tenant_id: str | None = None, limit: int = 100
+) -> list[AuditEntry]:
+    """Return the newest acts on an endpoint, newest first; given ``tenant_id``, only on that tenant's."""
+    query = select(WebhookAuditRow).where(WebhookAuditRow.endpoint_id == endpoint_id)
+    if tenant_id is not None:
+        query = query.where(WebhookAuditRow.tenant_id == tenant_id)
+    rows = session.scalars(query.order_by(WebhookAuditRow.id.desc()).limit(limit))
     return [
         AuditEntry(row.id, row.endpoint_id, row.tenant_id, row.actor, row.action, row.detail, row.acted_at)
         for row in rows

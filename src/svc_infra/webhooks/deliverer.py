@@ -28,6 +28,7 @@ from svc_infra.webhooks.delivery import (
     RetrySchedule,
     SendFailure,
     SendResult,
+    asks_to_wait,
     is_overload,
     judge,
     prepare,
@@ -48,6 +49,7 @@ _MAX_FLUSH = 500
 _FLUSH_SECONDS = 0.02
 _RESCUE_SECONDS = 5.0
 _QUICK_MS = 1_000
+_RATED_AHEAD_SECONDS = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -109,7 +111,8 @@ class Deliverer:
         self._keys = keys
         self._health = health or HealthPolicy()
         self._slots = asyncio.Semaphore(in_flight)
-        self._lanes = Lanes(per_endpoint)
+        rated_ahead_seconds = min(_RATED_AHEAD_SECONDS, (lease_seconds - send_seconds) / 2)
+        self._lanes = Lanes(per_endpoint, rated_ahead_seconds=rated_ahead_seconds)
         self._tasks: set[asyncio.Task[None]] = set()
         self._crash: BaseException | None = None
         self._results: list[DeliveryResult] = []
@@ -175,12 +178,12 @@ class Deliverer:
 
     async def _claim(self, now: datetime) -> bool:
         started = time.monotonic()
-        allowances = self._lanes.allowances()
+        allowances = self._lanes.allowances(started)
         self._more_due = False
         # The loop polls with jitter: half of it, so that no poll comes too early to count.
         self._next_poll_at = started + self._poll_seconds / 2
         async with self._session_factory.begin() as session:
-            claimed = await session.run_sync(
+            claimed, has_given_back = await session.run_sync(
                 claim,
                 now=now,
                 lease_seconds=self._lease_seconds,
@@ -190,12 +193,15 @@ class Deliverer:
                 keys=self._keys,
                 health=self._health,
             )
+        if claimed:
+            failpoints.reached("after_delivery_claim")
         send_before = started + self._lease_seconds - self._send_seconds
         lanes = self._lanes.put(claimed, allowances, send_before=send_before)
         for lane in lanes:
             self._start_senders(lane)
-        # An endpoint that got all it may have could have hidden what is due for others.
-        if len(claimed) == _CLAIM_BATCH or any(lane.has_more for lane in lanes):
+        # An endpoint that got all it may have, or nothing as it is paused, could have hidden what is due for
+        # others.
+        if has_given_back or len(claimed) == _CLAIM_BATCH or any(lane.has_more for lane in lanes):
             self._more_due = True
         return self._more_due
 
@@ -265,11 +271,17 @@ class Deliverer:
             was_quick=result.duration_ms < _QUICK_MS,
             is_overloaded=is_overload(result),
         )
+        if verdict.disable_endpoint or asks_to_wait(result) or self._is_pause_due(lane):
+            # What was claimed ahead is not to be sent now; the next claim of it sees what is to become of it.
+            self._too_late += self._lanes.take_waiting(lane)
         self._start_senders(lane)
         if not self._results:
             self._oldest_result_at = time.monotonic()
             asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self._wake.set)
         self._results.append(DeliveryResult(delivery, result, verdict, attempted_at, judged_at))
+
+    def _is_pause_due(self, lane: Lane) -> bool:
+        return lane.failures_in_a_row > 0 and lane.failures_in_a_row % self._health.pause_after == 0
 
     def _notice_progress(self, lane: Lane) -> None:
         if lane.wants_refill():
@@ -292,15 +304,21 @@ class Deliverer:
         """Record the results so far in one transaction; a failure keeps them for the next try."""
         results, self._results = self._results[:_MAX_FLUSH], self._results[_MAX_FLUSH:]
         too_late, self._too_late = self._too_late, []
-        failpoints.reached("before_delivery_recorded")
+        if results:
+            failpoints.reached("before_delivery_recorded")
         try:
             async with self._session_factory.begin() as session:
-                held = await session.run_sync(record, results, health=self._health) if results else set()
+                held: set[str] = set()
                 if too_late:
                     await session.run_sync(release, too_late)
+                if results:
+                    held = await session.run_sync(record, results, health=self._health)
+                    failpoints.reached("before_record_commit")
         except BaseException:
             self._results[:0], self._too_late[:0] = results, too_late
             raise
+        if results:
+            failpoints.reached("after_record_commit")
         self._more_due = self._more_due or bool(too_late)
         self.stats.count(results, held)
 

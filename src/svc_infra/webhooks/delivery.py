@@ -17,6 +17,7 @@ from svc_infra.webhooks.signature import ID_HEADER, SIGNATURE_HEADER, TIMESTAMP_
 
 MAX_RETRY_AFTER = timedelta(hours=24)
 _OVERLOAD = frozenset({429, 502, 504})
+_ASKS_TO_WAIT = frozenset({429, 503})
 
 
 class DeliveryState(StrEnum):
@@ -218,6 +219,11 @@ def is_overload(result: SendResult) -> bool:
     if isinstance(result, Answer):
         return result.status in _OVERLOAD
     return result.reason == AttemptOutcome.TIMEOUT
+
+
+def asks_to_wait(result: SendResult) -> bool:
+    """Tell whether an endpoint says that nothing should be sent to it for a while: 429 or 503 with a time."""
+    return isinstance(result, Answer) and result.status in _ASKS_TO_WAIT and result.retry_after is not None
 
 
 def _classify(result: SendResult) -> AttemptOutcome:

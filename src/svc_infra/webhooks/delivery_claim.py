@@ -27,7 +27,8 @@ from svc_infra.webhooks.message import Message
 from svc_infra.webhooks.models import DeliveryRow, EndpointRow
 from svc_infra.webhooks.ordering import HELD_WHILE_DISABLED
 from svc_infra.webhooks.sealing import KeyRing
-from svc_infra.webhooks.stored_secrets import opened, opened_headers
+from svc_infra.webhooks.stored_options import opened_headers
+from svc_infra.webhooks.stored_secrets import opened
 
 _SCAN_FACTOR = 4
 _SENDING = DeliveryState.SENDING.value
@@ -50,8 +51,9 @@ def claim(
     allowances: Mapping[str, int],
     keys: KeyRing | None = None,
     health: HealthPolicy | None = None,
-) -> list[ClaimedDelivery]:
-    """Lease up to ``limit`` deliveries that are due at ``now``, the longest due first.
+) -> tuple[list[ClaimedDelivery], bool]:
+    """Lease up to ``limit`` deliveries that are due at ``now``, the longest due first; return them, and
+    whether some were given back at once, behind which others may be due.
 
     Of one endpoint no more than its entry in ``allowances`` are taken, or ``allowance`` where it has none, so
     that an endpoint which hangs cannot fill the sender. What waits for a disabled endpoint becomes held, what
@@ -72,13 +74,14 @@ def claim(
         },
     ).all()
     if not claimed:
-        return []
+        return [], False
     assert len(claimed) <= limit
     rows = sorted(claimed, key=lambda row: (row.run_at, row.id))
     endpoints = _endpoints_of(session, dialect, rows)
     probes: dict[str, datetime] = {}
-    rows = _without_held_back(session, lease_id, rows, endpoints, now, health or HealthPolicy(), probes)
-    return _loaded(session, dialect, lease_id, rows, endpoints, keys, probes)
+    kept = _without_held_back(session, lease_id, rows, endpoints, now, health or HealthPolicy(), probes)
+    loaded = _loaded(session, dialect, lease_id, kept, endpoints, keys, probes)
+    return loaded, len(kept) < len(rows)
 
 
 def give_back(session: Session, claims: Sequence[tuple[str, str]], *, is_disabled: bool = False) -> None:

@@ -1,17 +1,15 @@
-"""Looking at deliveries and their attempts, and at how much waits."""
+"""Looking at deliveries and their attempts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from svc_infra.db.outbox import OutboxMessageRow, OutboxState
+from svc_infra.db.outbox import OutboxMessageRow
 from svc_infra.exceptions import NotFound
-from svc_infra.webhooks.delivery import DeliveryState
 from svc_infra.webhooks.models import DeliveryAttemptRow, DeliveryRow, EndpointRow
 
 
@@ -44,19 +42,6 @@ class ListedAttempt:
     detail: str | None
     duration_ms: int
     attempted_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """What waits: deliveries by state, messages that are not relayed, and when the oldest of each was due.
-
-    ``oldest_due_at`` counts deliveries that are put off or held, too, by the time of their making: an
-    endpoint that is paused or disabled does not make the backlog look young.
-    """
-
-    by_state: Mapping[str, int]
-    unrelayed: int
-    oldest_due_at: datetime | None
 
 
 def list_deliveries(
@@ -93,13 +78,19 @@ def list_deliveries(
     return [_listed(row, of_topic) for row, of_topic in session.execute(query)]
 
 
-def list_attempts(session: Session, delivery_id: str) -> list[ListedAttempt]:
+def list_attempts(session: Session, delivery_id: str, *, tenant_id: str | None = None) -> list[ListedAttempt]:
     """Return the attempts of a delivery, the first one first.
 
     Raises:
-        NotFound: there is no such delivery.
+        NotFound: there is no such delivery, or its endpoint is another tenant's.
     """
-    if session.get(DeliveryRow, delivery_id) is None:
+    query = (
+        select(EndpointRow.tenant_id)
+        .join(DeliveryRow, DeliveryRow.endpoint_id == EndpointRow.id)
+        .where(DeliveryRow.id == delivery_id)
+    )
+    found = session.execute(query).one_or_none()
+    if found is None or (tenant_id is not None and found.tenant_id != tenant_id):
         raise NotFound(f"no delivery {delivery_id!r}; 'worker.py webhooks deliveries' shows them")
     rows = session.scalars(
         select(DeliveryAttemptRow)
@@ -118,23 +109,6 @@ def list_attempts(session: Session, delivery_id: str) -> list[ListedAttempt]:
         )
         for row in rows
     ]
-
-
-def backlog(session: Session) -> Backlog:
-    """Count what waits to be sent."""
-    waiting = [DeliveryState.PENDING.value, DeliveryState.SENDING.value, DeliveryState.HELD.value]
-    rows = session.execute(
-        select(DeliveryRow.state, func.count(), func.min(DeliveryRow.created_at))
-        .where(DeliveryRow.state.in_(waiting))
-        .group_by(DeliveryRow.state)
-    ).all()
-    unrelayed = session.execute(
-        select(func.count(), func.min(OutboxMessageRow.occurred_at)).where(
-            OutboxMessageRow.state == OutboxState.PENDING.value
-        )
-    ).one()
-    ages = [row[2] for row in rows] + ([unrelayed[1]] if unrelayed[1] is not None else [])
-    return Backlog({row[0]: row[1] for row in rows}, unrelayed[0], min(ages, default=None))
 
 
 def _listed(row: DeliveryRow, topic: str) -> ListedDelivery:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
@@ -16,12 +16,13 @@ from svc_infra.db.base import new_id
 from svc_infra.exceptions import InvalidEndpoint, NotFound
 from svc_infra.webhooks import ed25519, stored_secrets
 from svc_infra.webhooks.addresses import AddressPolicy
-from svc_infra.webhooks.audit import DEFAULT_ACTOR, note_act
+from svc_infra.webhooks.audit import DEFAULT_ACTOR, note_act, without_query
 from svc_infra.webhooks.endpoint_options import EndpointOptions
 from svc_infra.webhooks.guard import UrlPolicy
 from svc_infra.webhooks.models import EndpointRow
 from svc_infra.webhooks.sealing import KeyRing, SecretPlace
 from svc_infra.webhooks.signature import check_secret, new_secret
+from svc_infra.webhooks.stored_options import shown_options, store_options
 from svc_infra.webhooks.topic_patterns import check_pattern
 
 _MAX_DESCRIPTION_LENGTH = 500
@@ -116,9 +117,16 @@ def add_endpoint(
         is_enabled=True,
         created_at=now or SystemClock().now(),
     )
-    _set_options(row, options, rules.keys)
+    store_options(row, options, rules.keys)
     session.add(row)
-    note_act(session, endpoint_id=row.id, tenant_id=tenant_id, actor=actor, action="add", detail={"url": url})
+    note_act(
+        session,
+        endpoint_id=row.id,
+        tenant_id=tenant_id,
+        actor=actor,
+        action="add",
+        detail={"url": without_query(url)},
+    )
     session.flush()
     return as_endpoint(row, secret)
 
@@ -137,6 +145,9 @@ def change_endpoint(
 ) -> Endpoint:
     """Change what is given of an endpoint; what is being sent at this moment goes to the old URL.
 
+    ``options`` replace all options there are; begin with those of ``get_endpoint``, in which the values of
+    headers are hidden: such a value keeps the stored one.
+
     Raises:
         NotFound: there is none with this id, or it is another tenant's.
         InvalidEndpoint: as ``add_endpoint``; and the ordering of an endpoint does not change.
@@ -147,21 +158,29 @@ def change_endpoint(
     if options is not None:
         if options.ordering != row.ordering:
             raise InvalidEndpoint("the ordering of an endpoint does not change; add another endpoint")
-        _set_options(row, options, rules.keys)
+        store_options(row, options, rules.keys)
     if url is not None:
         row.url = rules.urls.check(url, rules.addresses)
     if topics is not None:
         row.topics = _checked_topics(topics)
     if description is not None:
         row.description = _checked_description(description)
-    note_act(session, endpoint_id=row.id, tenant_id=row.tenant_id, actor=actor, action="change")
+    given = {"url": url, "topics": topics, "description": description, "options": options}
+    note_act(
+        session,
+        endpoint_id=row.id,
+        tenant_id=row.tenant_id,
+        actor=actor,
+        action="change",
+        detail={"changed": [name for name, value in given.items() if value is not None]},
+    )
     session.flush()
     return as_endpoint(row)
 
 
 def list_endpoints(session: Session, *, tenant_id: str | None = None) -> list[Endpoint]:
     """Return all endpoints in the order of their making, or those of one tenant only."""
-    query = select(EndpointRow).order_by(EndpointRow.id)
+    query = select(EndpointRow).where(EndpointRow.removed_at.is_(None)).order_by(EndpointRow.id)
     if tenant_id is not None:
         query = query.where(EndpointRow.tenant_id == tenant_id)
     return [as_endpoint(row) for row in session.scalars(query)]
@@ -247,39 +266,13 @@ def _checked_description(description: str) -> str:
 
 
 def _existing(row: EndpointRow | None, endpoint_id: str, tenant_id: str | None) -> EndpointRow:
-    if row is None or (tenant_id is not None and row.tenant_id != tenant_id):
+    if row is None or row.removed_at is not None or (tenant_id is not None and row.tenant_id != tenant_id):
         raise NotFound(f"no webhook endpoint {endpoint_id!r}; 'worker.py endpoints list' shows them")
     return row
 
 
-def _set_options(row: EndpointRow, options: EndpointOptions, keys: KeyRing | None) -> None:
-    row.payload_filter = None if options.payload_filter is None else dict(options.payload_filter)
-    row.headers = stored_headers(dict(options.headers), row, keys)
-    row.labels = dict(options.metadata) or None
-    row.ordering = options.ordering
-    row.content_mode = options.content_mode
-    row.rate_per_second = options.rate_per_second
-    row.in_flight_cap = options.in_flight_cap
-
-
-def stored_headers(headers: dict[str, str], row: EndpointRow, keys: KeyRing | None) -> dict[str, str] | None:
-    """Return what the row keeps of an endpoint's own headers: values sealed if there are keys."""
-    if keys is None:
-        return headers or None
-    place = SecretPlace(row.tenant_id, row.id, 0)
-    return {name: keys.seal(value, place) for name, value in headers.items()} or None
-
-
 def as_endpoint(row: EndpointRow, secret: str | None = None) -> Endpoint:
     """Return what may be shown of an endpoint, with its secret if that was made just now."""
-    values: dict[str, Any] = {
-        "ordering": row.ordering,
-        "content_mode": row.content_mode,
-        "rate_per_second": row.rate_per_second,
-        "in_flight_cap": row.in_flight_cap,
-    }
-    # The values of headers are often passwords: whoever lists endpoints sees that they are there.
-    hidden = dict.fromkeys(row.headers or {}, "hidden")
     is_private_key = secret is not None and secret.startswith(ed25519.PRIVATE_PREFIX)
     return Endpoint(
         id=row.id,
@@ -290,7 +283,7 @@ def as_endpoint(row: EndpointRow, secret: str | None = None) -> Endpoint:
         is_enabled=row.is_enabled,
         disabled_reason=row.disabled_reason,
         created_at=row.created_at,
-        options=EndpointOptions(row.payload_filter, hidden, row.labels or {}, **values),
+        options=shown_options(row),
         disabled_at=row.disabled_at,
         failing_since=row.failing_since,
         paused_until=row.paused_until,

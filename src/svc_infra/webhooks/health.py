@@ -21,14 +21,13 @@ from svc_infra.canonical import canonical_instant
 from svc_infra.db.base import IdText, UtcDateTime
 from svc_infra.db.leases import in_state, is_among
 from svc_infra.webhooks.claimed_delivery import ClaimedDelivery, DeliveryResult
-from svc_infra.webhooks.delivery import Answer
+from svc_infra.webhooks.delivery import asks_to_wait
 from svc_infra.webhooks.endpoint_switch import disable_endpoint
 from svc_infra.webhooks.models import DeliveryRow, EndpointRow
 
 _DELIVERIES = cast(Table, DeliveryRow.__table__)
 _ENDPOINTS = cast(Table, EndpointRow.__table__)
 _PUT_OFF_BATCH = 10_000
-_ASKS_TO_WAIT = frozenset({429, 503})
 SENDER = "sender"
 
 
@@ -71,7 +70,7 @@ def note_health(
             _forget_failures(session, endpoint_id, mine, now=now)
         if failures:
             _count_failures(session, endpoint_id, failures, policy=policy, now=now)
-            asked = [result.verdict.run_at for result in mine if _asked_to_wait(result)]
+            asked = [result.verdict.run_at for result in mine if asks_to_wait(result.result)]
             if waits := [run_at for run_at in asked if run_at is not None]:
                 pause(session, endpoint_id, until=max(waits))
 
@@ -107,11 +106,6 @@ def _failures_at_the_end(results: Sequence[DeliveryResult]) -> int:
             break
         count += 1
     return count
-
-
-def _asked_to_wait(result: DeliveryResult) -> bool:
-    answer = result.result
-    return isinstance(answer, Answer) and answer.status in _ASKS_TO_WAIT and answer.retry_after is not None
 
 
 def _forget_failures(

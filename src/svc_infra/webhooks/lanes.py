@@ -10,7 +10,6 @@ from svc_infra.webhooks.claimed_delivery import ClaimedDelivery
 
 _MAX_WINDOW = 400
 _MAX_IDLE_LANES = 1_000
-_RATED_AHEAD_SECONDS = 2.0
 
 
 @dataclass(slots=True)
@@ -24,6 +23,7 @@ class Lane:
 
     in_flight_cap: int
     window: int
+    rated_ahead_seconds: float = 2.0
     waiting: deque[tuple[ClaimedDelivery, float]] = field(default_factory=deque)
     sending: int = 0
     senders: int = 0
@@ -31,6 +31,7 @@ class Lane:
     rate_per_second: float | None = None
     slowed_to: float | None = None
     next_slot_at: float = 0.0
+    failures_in_a_row: int = 0
 
     @property
     def senders_allowed(self) -> int:
@@ -47,6 +48,7 @@ class Lane:
 
         Overload halves what is under way at once, every success after it allows a little more again.
         """
+        self.failures_in_a_row = 0 if is_delivered else self.failures_in_a_row + 1
         if is_overloaded:
             self.slowed_to = max(self.senders_allowed / 2, 1.0)
         elif is_delivered and self.slowed_to is not None:
@@ -64,6 +66,19 @@ class Lane:
         self.next_slot_at = slot_at + 1 / self.rate_per_second
         return slot_at - now
 
+    def free(self, now: float) -> int:
+        """Return how many more may be claimed: with a rate, only what gets its place in it soon.
+
+        What waits for its place holds a lease meanwhile; one that ends before the place comes would be
+        claimed again and again and never be sent.
+        """
+        room = self.window - self.held
+        if self.rate_per_second is not None:
+            seconds = now + self.rated_ahead_seconds - max(self.next_slot_at, now)
+            places = int(seconds * self.rate_per_second) + 1 if seconds >= 0 else 0
+            room = min(room, places - len(self.waiting))
+        return max(room, 0)
+
     def learn_options(self, delivery: ClaimedDelivery, default_cap: int) -> None:
         """Take over the endpoint's own caps as they are now."""
         self.in_flight_cap = delivery.in_flight_cap or default_cap
@@ -74,7 +89,7 @@ class Lane:
         # What waits for its place in a rate holds a lease meanwhile, so little is claimed ahead.
         if self.rate_per_second is None:
             return _MAX_WINDOW
-        return max(int(self.rate_per_second * _RATED_AHEAD_SECONDS), 1)
+        return max(int(self.rate_per_second * self.rated_ahead_seconds), 1)
 
     def wants_refill(self) -> bool:
         """Whether more is known to be due and half of the window is free."""
@@ -84,8 +99,9 @@ class Lane:
 class Lanes:
     """All lanes of a deliverer."""
 
-    def __init__(self, in_flight_cap: int) -> None:
+    def __init__(self, in_flight_cap: int, *, rated_ahead_seconds: float = 2.0) -> None:
         self.in_flight_cap = in_flight_cap
+        self._rated_ahead_seconds = rated_ahead_seconds
         self.held = 0
         self._lanes: dict[str, Lane] = {}
 
@@ -108,20 +124,26 @@ class Lanes:
     def _lane(self, endpoint_id: str) -> Lane:
         lane = self._lanes.get(endpoint_id)
         if lane is None:
-            lane = self._lanes[endpoint_id] = Lane(self.in_flight_cap, self.in_flight_cap)
+            lane = Lane(self.in_flight_cap, self.in_flight_cap, self._rated_ahead_seconds)
+            self._lanes[endpoint_id] = lane
         return lane
 
-    def allowances(self) -> dict[str, int]:
+    def allowances(self, now: float) -> dict[str, int]:
         """Return how many more may be claimed for each endpoint; one that is not named may have the cap."""
         if len(self._lanes) > _MAX_IDLE_LANES:
-            self._lanes = {key: lane for key, lane in self._lanes.items() if lane.held or lane.senders}
-        free = {key: max(lane.window - lane.held, 0) for key, lane in self._lanes.items()}
+            self._lanes = {
+                key: lane
+                for key, lane in self._lanes.items()
+                if lane.held or lane.senders or lane.next_slot_at > now
+            }
+        free = {key: lane.free(now) for key, lane in self._lanes.items()}
         return {key: count for key, count in free.items() if count != self.in_flight_cap}
 
-    def take_waiting(self) -> list[ClaimedDelivery]:
-        """Take out everything whose sending has not begun."""
-        taken = [delivery for lane in self._lanes.values() for delivery, _ in lane.waiting]
-        for lane in self._lanes.values():
-            lane.waiting.clear()
+    def take_waiting(self, lane: Lane | None = None) -> list[ClaimedDelivery]:
+        """Take out everything whose sending has not begun, of ``lane`` or of all."""
+        lanes = list(self._lanes.values()) if lane is None else [lane]
+        taken = [delivery for one in lanes for delivery, _ in one.waiting]
+        for one in lanes:
+            one.waiting.clear()
         self.held -= len(taken)
         return taken

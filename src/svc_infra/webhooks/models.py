@@ -13,6 +13,7 @@ from svc_infra.db.leases import LeasedRow
 
 _IS_PENDING = text("state = 'pending'")
 _IS_SENDING = text("state = 'sending'")
+_IS_HELD = text("state = 'held'")
 _IS_FINISHED = text("finished_at IS NOT NULL")
 _IS_ORDERED = text("lane_key IS NOT NULL")
 
@@ -20,8 +21,9 @@ _IS_ORDERED = text("lane_key IS NOT NULL")
 class EndpointRow(Base):
     """Where a tenant, or the operator for all tenants (no ``tenant_id``), wants its messages.
 
-    ``secrets`` and ``headers`` are sealed where the operator gave keys (``stored_secrets``). The last three
-    columns are its health: failures in a row, since when, and the business time before which nothing is sent.
+    ``secrets`` and ``headers`` are sealed where the operator gave keys (``stored_secrets``). Its health is
+    ``failures_in_a_row``, ``failing_since`` and ``paused_until``, the business time before which nothing is
+    sent. A row with ``removed_at`` is kept for its deliveries only (``endpoint_removal``).
     """
 
     __tablename__ = "webhook_endpoints"
@@ -47,6 +49,7 @@ class EndpointRow(Base):
     failures_in_a_row: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     failing_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
     paused_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    removed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class DeliveryRow(LeasedRow, Base):
@@ -76,6 +79,13 @@ class DeliveryRow(LeasedRow, Base):
             postgresql_where=_IS_SENDING,
         ),
         Index("ix_webhook_deliveries_endpoint_id", "endpoint_id", "id"),
+        Index(
+            "ix_webhook_deliveries_held",
+            "hold_reason",
+            "created_at",
+            sqlite_where=_IS_HELD,
+            postgresql_where=_IS_HELD,
+        ),
         Index(
             "ix_webhook_deliveries_finished_at",
             "finished_at",

@@ -27,6 +27,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
+from svc_infra import failpoints
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.db.base import TENANT_ID_LENGTH, IdText, UtcDateTime, new_id
 from svc_infra.db.outbox import MESSAGES_CHANNEL, OutboxMessageRow, OutboxState
@@ -143,6 +144,7 @@ def relay_pending(session: Session, *, now: datetime, limit: int) -> int:
         _mark_relayed(dialect), _RELAYED.parameters(dialect, [(message.id,) for message in messages])
     )
     promote(session, lanes, now=now)
+    failpoints.reached("before_relay_commit")
     return len(messages)
 
 

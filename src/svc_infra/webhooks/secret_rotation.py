@@ -9,10 +9,11 @@ from sqlalchemy.orm import Session
 
 from svc_infra.webhooks import stored_secrets
 from svc_infra.webhooks.audit import DEFAULT_ACTOR, note_act
-from svc_infra.webhooks.endpoints import Endpoint, as_endpoint, locked_row, make_secret, stored_headers
+from svc_infra.webhooks.endpoints import Endpoint, as_endpoint, locked_row, make_secret
 from svc_infra.webhooks.models import EndpointRow
 from svc_infra.webhooks.sealing import KeyRing
 from svc_infra.webhooks.signature import check_secret
+from svc_infra.webhooks.stored_options import reseal_headers
 
 
 def rotate_secret(
@@ -69,15 +70,14 @@ def reseal_secrets(session: Session, keys: KeyRing) -> int:
         InvalidSecret: one does not open with ``keys``.
     """
     changed = 0
-    for row in session.scalars(select(EndpointRow).order_by(EndpointRow.id).with_for_update()):
-        headers = stored_headers(
-            stored_secrets.opened_headers(row.headers, row.tenant_id, row.id, keys), row, keys
-        )
+    # "No key update", because new deliveries refer to endpoints and must not wait for this.
+    for row in session.scalars(select(EndpointRow).order_by(EndpointRow.id).with_for_update(key_share=True)):
+        has_changed = reseal_headers(row, keys)
         if stored_secrets.need_resealing(row.secrets, keys):
             row.secrets = stored_secrets.resealed(
                 row.secrets, tenant_id=row.tenant_id, endpoint_id=row.id, keys=keys
             )
-            row.headers = headers
-            changed += 1
+            has_changed = True
+        changed += has_changed
     session.flush()
     return changed

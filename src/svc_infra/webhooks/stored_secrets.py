@@ -95,18 +95,6 @@ def open_text(text: str, place: SecretPlace, keys: KeyRing | None) -> str:
     return _open(keys, text, place)
 
 
-def opened_headers(
-    headers: dict[str, str] | None, tenant_id: str | None, endpoint_id: str, keys: KeyRing | None
-) -> dict[str, str]:
-    """Return the stored headers of an endpoint, ready to send.
-
-    Raises:
-        InvalidSecret: one is sealed and does not open with ``keys``.
-    """
-    place = SecretPlace(tenant_id, endpoint_id, 0)
-    return {name: open_text(value, place, keys) for name, value in (headers or {}).items()}
-
-
 @lru_cache(maxsize=_CACHED_OPENINGS)
 def _open(keys: KeyRing, text: str, place: SecretPlace) -> str:
     return keys.open_sealed(text, place)

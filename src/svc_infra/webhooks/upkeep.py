@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.jobs.loop import run_loop
+from svc_infra.webhooks.endpoint_removal import clear_removed
 from svc_infra.webhooks.replay import advance_replay
 from svc_infra.webhooks.retention import Retention, prune_deliveries, prune_messages
 
@@ -46,10 +47,11 @@ class WebhookUpkeep:
         return has_advanced
 
     async def prune(self) -> int:
-        """Delete everything that is too old, and return how many deliveries and messages that were."""
+        """Delete all that is too old, and removed endpoints with nothing left; return how many rows."""
         total = 0
         while count := await self._prune_deliveries():
             total += count
+        total += await self._clear_removed()
         after: str | None = ""
         while after is not None:
             async with self._session_factory.begin() as session:
@@ -77,3 +79,7 @@ class WebhookUpkeep:
     async def _prune_deliveries(self) -> int:
         async with self._session_factory.begin() as session:
             return await session.run_sync(prune_deliveries, retention=self._retention, now=self._clock.now())
+
+    async def _clear_removed(self) -> int:
+        async with self._session_factory.begin() as session:
+            return await session.run_sync(clear_removed, now=self._clock.now())

@@ -71,6 +71,21 @@ def test_an_endpoints_own_caps_hold_from_its_first_deliveries_on() -> None:
     lanes = Lanes(8)
     (lane,) = lanes.put([delivery(in_flight_cap=2, rate_per_second=0.5)], {}, send_before=1.0)
     assert (lane.senders_allowed, lane.window) == (2, 1)
-    assert lanes.allowances() == {"e1": 0}
+    assert lanes.allowances(0.0) == {"e1": 0}
+
     lanes.put([delivery(1, in_flight_cap=None)], {"e1": 1}, send_before=1.0)
     assert lane.senders_allowed == 8
+
+
+def test_a_slow_rate_lets_nothing_be_claimed_long_before_its_place_in_it() -> None:
+    lane = Lane(8, 8, rate_per_second=0.01)
+    assert lane.free(100.0) == 1
+    assert lane.next_slot(100.0) == 0.0
+    assert [lane.free(now) for now in (100.0, 197.9, 198.1, 200.0, 300.0)] == [0, 0, 1, 1, 1]
+
+
+def test_a_rate_lets_what_gets_its_place_soon_be_claimed_ahead() -> None:
+    lane = Lane(8, 20, rate_per_second=4.0)
+    assert lane.free(0.0) == 9
+    assert [lane.next_slot(0.0) for _ in range(8)] == [0.25 * n for n in range(8)]
+    assert [lane.free(now) for now in (0.0, 1.0, 2.0)] == [1, 5, 9]
