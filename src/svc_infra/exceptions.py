@@ -92,6 +92,10 @@ class PeriodOverlap(SvcInfraError):
     """The period overlaps one that was invoiced already with other bounds."""
 
 
+class InvalidMeter(SvcInfraError):
+    """A metric's meter, or a filter on its dimensions, cannot be used as given."""
+
+
 class InvalidPrice(SvcInfraError):
     """A price cannot be rated as given."""
 

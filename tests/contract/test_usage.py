@@ -96,7 +96,7 @@ async def test_amounts_instants_and_metadata_come_back_as_they_were(session_fact
     assert (row.idempotency_key, row.amount, row.at_ts) == (event.idempotency_key, event.amount, event.at)
     assert row.metadata_json == event.metadata_json
     [again] = await record(session_factory, [event])
-    assert again == (row.id, "duplicate")
+    assert again[:2] == (row.id, "duplicate")
 
 
 async def test_each_day_with_a_new_event_is_marked_once_a_batch(session_factory: Factory) -> None:

@@ -89,7 +89,7 @@ def test_a_bad_line_ends_the_import_with_its_place_and_exit_1(url: str, tmp_path
     file.write_text(HEADER + row("a") + row("b", "-1"))
     done = worker("usage", "import", str(file), "--database-url", url)
     assert done.returncode == 1
-    assert f"Error: {file}:3: amount is -1; a quantity cannot be negative" in done.stderr.decode()
+    assert f"Error: {file}:3: amount is -1; a quantity of 'cds' cannot be negative" in done.stderr.decode()
     assert b"Traceback" not in done.stderr
     assert recorded(url) == []
 

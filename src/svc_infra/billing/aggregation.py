@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -14,6 +14,7 @@ from sqlalchemy import (
     CompoundSelect,
     DateTime,
     Delete,
+    FromClause,
     Insert,
     Integer,
     Select,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     delete,
     false,
     literal,
+    or_,
     select,
     true,
     tuple_,
@@ -32,8 +34,17 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from svc_infra.billing.models import MetricText, TenantText, UsageAggregate, UsageDirtyDay, UsageEvent
+from svc_infra.billing.columns import MetricText, TenantText
+from svc_infra.billing.meters import Meter
 from svc_infra.billing.periods import Period
+from svc_infra.billing.usage_dimensions import day_totals, is_counted, replace_days
+from svc_infra.billing.usage_meters import meterings_of
+from svc_infra.billing.usage_models import (
+    UsageAggregate,
+    UsageDirtyDay,
+    UsageEvent,
+    UsageMeter,
+)
 from svc_infra.db.base import IdText, Quantity, UtcDateTime, new_id
 from svc_infra.db.exact import exact_sum, ready_connection
 from svc_infra.db.rowset import Rowset
@@ -41,8 +52,8 @@ from svc_infra.db.rowset import Rowset
 DAY = "day"
 
 # Their tables, not the entities: statements on these go past the unit of work.
-_EVENT, _MARK, _AGGREGATE = (
-    cast("Table", model.__table__) for model in (UsageEvent, UsageDirtyDay, UsageAggregate)
+_EVENT, _MARK, _AGGREGATE, _METER = (
+    cast("Table", model.__table__) for model in (UsageEvent, UsageDirtyDay, UsageAggregate, UsageMeter)
 )
 
 _KEYS = Rowset(
@@ -95,10 +106,10 @@ def recompute(
 ) -> list[DayTotal]:
     """Recompute the totals of ``keys`` from the events and return them in key order, each key once.
 
-    Four statements for any number of keys. Their order is what keeps a total right under concurrent
-    ingestion and recomputing: make or lock the aggregate rows, consume their marks, and only then, in a
-    later statement, which sees every event whose mark was consumed, add up. An event that commits after that
-    leaves its own mark.
+    The statements are as many for one day as for thousands (of metrics with a meter, per metric). Their
+    order is what keeps a total right under concurrent ingestion and recomputing: make or lock the aggregate
+    rows, consume their marks, and only then, in a later statement, which sees every event whose mark was
+    consumed, add up. An event that commits after that leaves its own mark.
 
     With ``will_publish`` the caller promises to announce, in the same transaction, every total that comes
     back with ``is_published`` False; it is then stored as published.
@@ -115,8 +126,7 @@ def recompute(
     parameters = _KEYS.parameters(dialect, rows)
     connection.execute(_insert_or_lock(dialect), {**parameters, "now": now})
     connection.execute(_consume_marks(dialect), parameters)
-    sums = {row.position: row for row in connection.execute(_sum(dialect), parameters)}
-    totals = [_compared(key, sums[position]) for position, key in enumerate(ordered)]
+    totals = _recomputed(session, ordered, rows)
     stale = [
         (total.key.tenant_id, total.aggregate_id, total.total)
         for total in totals
@@ -131,7 +141,10 @@ def recompute(
 def consume_marks_of(
     session: Session, tenant_ids: Iterable[str], period: Period, *, now: datetime
 ) -> list[DayTotal]:
-    """Recompute every marked day of these tenants that begins in ``period``: what invoicing does first."""
+    """Recompute every marked day of these tenants that begins in ``period``: what invoicing does first.
+
+    Of the metrics with a weighted sum also those before it.
+    """
     dialect = session.get_bind().dialect.name
     parameters = _TENANTS.parameters(dialect, [(tenant_id,) for tenant_id in sorted(set(tenant_ids))])
     bounds = {"period_start": period.start, "period_end": period.end}
@@ -183,8 +196,31 @@ def list_daily(
     return [DailyAggregate(*row) for row in session.connection().execute(query)]
 
 
-def _compared(key: DayKey, row: Any) -> DayTotal:
-    total = row.recomputed or Decimal(0)
+def _recomputed(session: Session, keys: Sequence[DayKey], rows: Sequence[tuple[Any, ...]]) -> list[DayTotal]:
+    """What the events of the days make, beside what is stored: by the plain sum or by the metric's meter."""
+    meterings = meterings_of(session, {key.metric for key in keys})
+    connection = session.connection()
+    dialect = connection.dialect.name
+    plain = [row for row in rows if meterings[row[2]].is_plain]
+    totals: dict[int, DayTotal] = {}
+    if plain:
+        for found in connection.execute(_sum(dialect), _KEYS.parameters(dialect, plain)):
+            totals[found.position] = _compared(keys[found.position], found, found.recomputed)
+    by_metric: dict[str, list[tuple[Any, ...]]] = {}
+    for row in rows:
+        if not meterings[row[2]].is_plain:
+            by_metric.setdefault(row[2], []).append(row)
+    for metric, of_metric in by_metric.items():
+        days = [row[:-1] for row in of_metric]
+        replace_days(session, meterings[metric], days)
+        measured = day_totals(session, meterings[metric].meter, days)
+        for found in connection.execute(_stored(dialect), _KEYS.parameters(dialect, of_metric)):
+            totals[found.position] = _compared(keys[found.position], found, measured[found.position])
+    return [totals[position] for position in range(len(keys))]
+
+
+def _compared(key: DayKey, row: Any, recomputed: Decimal | None) -> DayTotal:
+    total = recomputed or Decimal(0)
     has_changed = total != row.total
     return DayTotal(key, row.id, total, has_changed, row.is_published and not has_changed)
 
@@ -240,13 +276,21 @@ def _sum(dialect: str) -> Select[Any]:
             event.metric == days.c.metric,
             event.at_ts >= days.c.day_start,
             event.at_ts < days.c.day_end,
+            is_counted(event),
         )
         .scalar_subquery()
     )
+    return _stored_of(days).add_columns(total.label("recomputed"))
+
+
+@cache
+def _stored(dialect: str) -> Select[Any]:
+    return _stored_of(_KEYS.table(dialect))
+
+
+def _stored_of(days: FromClause) -> Select[Any]:
     stored = _AGGREGATE.c
-    return select(
-        days.c.position, stored.id, stored.total, stored.is_published, total.label("recomputed")
-    ).where(
+    return select(days.c.position, stored.id, stored.total, stored.is_published).where(
         stored.tenant_id == days.c.tenant_id,
         stored.metric == days.c.metric,
         stored.period_start == days.c.day_start,
@@ -275,8 +319,12 @@ def _marked_days(dialect: str) -> Select[Any]:
         select(mark.tenant_id, mark.metric, mark.day_start, mark.day_end)
         .where(
             mark.tenant_id == asked.c.tenant_id,
-            mark.day_start >= bindparam("period_start", type_=UtcDateTime),
             mark.day_start < bindparam("period_end", type_=UtcDateTime),
+            or_(
+                mark.day_start >= bindparam("period_start", type_=UtcDateTime),
+                # The level that such a period begins with comes from the days before it.
+                mark.metric.in_(select(_METER.c.metric).where(_METER.c.meter == Meter.WEIGHTED_SUM.value)),
+            ),
         )
         .distinct()
     )

@@ -6,7 +6,7 @@ from prometheus_client import Counter, Histogram
 
 USAGE_INGESTED = Counter(
     "billing_usage_ingest_total",
-    "Usage events by what became of them: inserted, duplicate or conflict.",
+    "Usage events by what became of them: inserted, duplicate, conflict or rejected.",
     ["result"],
 )
 AGGREGATE_MILLISECONDS = Histogram(

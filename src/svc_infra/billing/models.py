@@ -17,7 +17,6 @@ from sqlalchemy import (
     CheckConstraint,
     Date,
     ForeignKey,
-    Identity,
     Index,
     Integer,
     PrimaryKeyConstraint,
@@ -48,6 +47,15 @@ from svc_infra.billing.invoice_models import (
     PendingLine,
     UsageChange,
 )
+from svc_infra.billing.usage_models import (
+    UsageAggregate,
+    UsageCorrection,
+    UsageDimension,
+    UsageDirtyDay,
+    UsageEvent,
+    UsageMeter,
+    UsageRejection,
+)
 from svc_infra.db.base import Base, IdText, Quantity, UtcDateTime, new_id
 
 __all__ = [
@@ -70,8 +78,12 @@ __all__ = [
     "TenantText",
     "UsageAggregate",
     "UsageChange",
+    "UsageCorrection",
+    "UsageDimension",
     "UsageDirtyDay",
     "UsageEvent",
+    "UsageMeter",
+    "UsageRejection",
 ]
 
 SINCE_EVER = date(1900, 1, 1)
@@ -105,77 +117,6 @@ class Tenant(Base):
     parked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     parked_reason: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
-
-
-class UsageEvent(Base):
-    """One recorded quantity of one metric. ``amount`` is a quantity, never money."""
-
-    __tablename__ = "usage_events"
-    __table_args__ = (
-        PrimaryKeyConstraint("tenant_id", "id"),
-        UniqueConstraint("tenant_id", "metric", "idempotency_key", name="uq_usage_events_idempotency_key"),
-        Index("ix_usage_events_tenant_id", "tenant_id", "metric", "at_ts"),
-    )
-
-    id: Mapped[str] = mapped_column(IdText, default=new_id)
-    tenant_id: Mapped[str] = mapped_column(TenantText)
-    metric: Mapped[str] = mapped_column(MetricText)
-    amount: Mapped[Decimal] = mapped_column(Quantity)
-    at_ts: Mapped[datetime] = mapped_column(UtcDateTime)
-    idempotency_key: Mapped[str] = mapped_column(String(KEY_LENGTH))
-    metadata_json: Mapped[str | None] = mapped_column(Text)
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
-
-
-class UsageDirtyDay(Base):
-    """A mark that a tenant's day has events which its aggregate does not count yet.
-
-    Marks are appended with the events and deleted with the recompute that saw them, so an event that commits
-    late is never missed; several marks for one day are normal.
-    """
-
-    __tablename__ = "usage_dirty_days"
-    __table_args__ = (Index("ix_usage_dirty_days_tenant_id", "tenant_id", "metric", "day_start"),)
-
-    id: Mapped[int] = mapped_column(
-        BigInteger().with_variant(Integer(), "sqlite"), Identity(), primary_key=True
-    )
-    tenant_id: Mapped[str] = mapped_column(TenantText)
-    metric: Mapped[str] = mapped_column(MetricText)
-    day_start: Mapped[datetime] = mapped_column(UtcDateTime)
-    day_end: Mapped[datetime] = mapped_column(UtcDateTime)
-
-
-class UsageAggregate(Base):
-    """The total quantity of a metric over one of the tenant's days.
-
-    ``is_published`` says whether ``billing.usage_aggregated`` has announced this total.
-    """
-
-    __tablename__ = "usage_aggregates"
-    __table_args__ = (
-        PrimaryKeyConstraint("tenant_id", "id"),
-        UniqueConstraint(
-            "tenant_id", "metric", "period_start", "granularity", name="uq_usage_aggregates_period"
-        ),
-        CheckConstraint("granularity IN ('day')", name="granularity"),
-        Index(
-            "ix_usage_aggregates_unpublished",
-            "period_start",
-            sqlite_where=text("NOT is_published"),
-            postgresql_where=text("NOT is_published"),
-        ),
-    )
-
-    id: Mapped[str] = mapped_column(IdText, default=new_id)
-    tenant_id: Mapped[str] = mapped_column(TenantText)
-    metric: Mapped[str] = mapped_column(MetricText)
-    period_start: Mapped[datetime] = mapped_column(UtcDateTime)
-    period_end: Mapped[datetime] = mapped_column(UtcDateTime)
-    granularity: Mapped[str] = mapped_column(String(8), default="day")
-    total: Mapped[Decimal] = mapped_column(Quantity(50))
-    is_published: Mapped[bool] = mapped_column(Boolean, default=False)
-    updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
 
 
 class Plan(Base):

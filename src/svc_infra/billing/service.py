@@ -18,10 +18,11 @@ from svc_infra.billing.periods import day_bounds
 from svc_infra.billing.provider import ProviderSync
 from svc_infra.billing.provider_hook import sync_after_commit
 from svc_infra.billing.tenants import zones_of
-from svc_infra.billing.usage import NewUsage, quantity, record_many
+from svc_infra.billing.usage import NewUsage, UsageLimits, quantity, record_many
+from svc_infra.billing.usage_limits import NO_LIMITS
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.db.after_commit import call_after_commit
-from svc_infra.exceptions import IdempotencyConflict, NotFound
+from svc_infra.exceptions import IdempotencyConflict, InvalidUsage, NotFound
 
 
 class BillingService:
@@ -42,11 +43,13 @@ class BillingService:
         tenant_id: str,
         provider_sync: ProviderSync | None = None,
         clock: Clock | None = None,
+        limits: UsageLimits = NO_LIMITS,
     ) -> None:
         self.session = session
         self.tenant_id = tenant_id
         self._provider_sync = provider_sync
         self._clock: Clock = clock or SystemClock()
+        self._limits = limits
 
     def record_usage(
         self,
@@ -61,13 +64,16 @@ class BillingService:
         The same key with the same payload (an equal number, instant and metadata) returns the first id.
 
         Raises:
-            InvalidUsage: an argument cannot be recorded; a float is inexact and refused.
+            InvalidUsage: an argument cannot be recorded; a float is inexact and refused. Of an event that is
+                refused for its amount or its instant a record with the reason is kept, if the caller commits.
             IdempotencyConflict: the key was used with another payload. Nothing was written, and the session
                 is as usable as before.
         """
         event = NewUsage(self.tenant_id, metric, quantity(amount), at, idempotency_key, metadata)
         ready(self.session)
-        [recorded] = record_many(self.session, [event], now=self._clock.now())
+        [recorded] = record_many(self.session, [event], now=self._clock.now(), limits=self._limits)
+        if recorded.outcome == "rejected":
+            raise InvalidUsage(recorded.reason)
         if recorded.outcome == "conflict":
             raise IdempotencyConflict(
                 f"the idempotency key {idempotency_key!r} of metric {metric!r} was used before with another "

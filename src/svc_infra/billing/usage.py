@@ -17,14 +17,17 @@ from svc_infra.billing.models import KEY_LENGTH, MetricText, TenantText, UsageDi
 from svc_infra.billing.periods import Period, day_bounds
 from svc_infra.billing.tenants import zones_of
 from svc_infra.billing.usage_event import NewUsage, quantity
+from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
+from svc_infra.billing.usage_meters import meterings_of
+from svc_infra.billing.usage_rejections import keep_rejections
 from svc_infra.db.after_commit import call_after_commit
 from svc_infra.db.base import QUANTITY_DIGITS, QUANTITY_SCALE, IdText, UtcDateTime, new_id
 from svc_infra.db.rowset import Rowset
 from svc_infra.exceptions import InvalidUsage
 
-__all__ = ["NewUsage", "RecordedUsage", "quantity", "record_many"]
+__all__ = ["NewUsage", "RecordedUsage", "UsageLimits", "quantity", "record_many"]
 
-Outcome: TypeAlias = Literal["inserted", "duplicate", "conflict"]
+Outcome: TypeAlias = Literal["inserted", "duplicate", "conflict", "rejected"]
 _Identity: TypeAlias = tuple[str, str, str]
 _Payload: TypeAlias = tuple[Decimal, datetime, str | None]
 
@@ -57,36 +60,62 @@ class RecordedUsage(NamedTuple):
     """What became of an event: ``id`` is that of the event that its key was first used for.
 
     ``inserted``: it is recorded now. ``duplicate``: it was already. ``conflict``: its key is taken by an
-    event with another payload, and this one was not recorded.
+    event with another payload, and this one was not recorded. ``rejected``: it lies outside the limits or
+    its amount is negative; ``reason`` says so, and ``id`` is that of the rejection that is kept of it.
     """
 
     id: str
     outcome: Outcome
+    reason: str = ""
 
 
-def record_many(session: Session, events: Sequence[NewUsage], *, now: datetime) -> list[RecordedUsage]:
+def record_many(
+    session: Session, events: Sequence[NewUsage], *, now: datetime, limits: UsageLimits = NO_LIMITS
+) -> list[RecordedUsage]:
     """Record ``events`` in the session's transaction and say, in their order, what became of each.
 
     The days that get a new event are marked for aggregation in the same transaction. A conflict writes
     nothing and leaves the session as usable as before. ``now`` becomes ``created_at``.
     """
+    refused = _refuse(session, events, limits, now)
     first: dict[_Identity, int] = {}
     for index, event in enumerate(events):
-        first.setdefault((event.tenant_id, event.metric, event.idempotency_key), index)
+        if index not in refused:
+            first.setdefault((event.tenant_id, event.metric, event.idempotency_key), index)
     if not first:
-        return []
+        return [refused[index] for index in range(len(events))]
     dialect = session.get_bind().dialect.name
     # In key order, so that two batches with the same keys never wait for each other in a circle.
-    ids = {identity: new_id() for identity in sorted(first)}
+    # Ids are given in the order of the events: of two at one instant, the later one is the latest.
+    made = {identity: new_id() for identity in first}
+    ids = {identity: made[identity] for identity in sorted(first)}
     inserted = _insert(session, dialect, [(ids[key], events[first[key]]) for key in ids], now)
     taken = {} if inserted == len(ids) else _taken(session, dialect, ids)
     if inserted + len(taken) != len(ids):
         raise InvalidUsage("usage was erased while it was being recorded again; repeat the batch")
     # Only now are the zones read: whoever changes one holds back the insert above until it is committed.
     _mark_days(session, dialect, [events[first[key]] for key in ids if key not in taken])
-    recorded = [_judge(event, index, events, first, ids, taken) for index, event in enumerate(events)]
+    recorded = [
+        refused.get(index) or _judge(event, index, events, first, ids, taken)
+        for index, event in enumerate(events)
+    ]
     _count(session, recorded)
     return recorded
+
+
+def _refuse(
+    session: Session, events: Sequence[NewUsage], limits: UsageLimits, now: datetime
+) -> dict[int, RecordedUsage]:
+    """Keep a record of the events that are refused, and return what became of them by their place."""
+    negative = {event.metric for event in events if event.amount < 0}
+    if not negative and limits == NO_LIMITS:
+        return {}
+    meterings = meterings_of(session, negative)
+    reasons = limits.refusals(dict(enumerate(events)), meterings, now)
+    refused = {at: RecordedUsage(new_id(), "rejected", reason) for at, reason in reasons.items()}
+    if refused:
+        keep_rejections(session, [(usage.id, events[at], usage.reason) for at, usage in refused.items()], now)
+    return refused
 
 
 def _judge(
@@ -157,7 +186,7 @@ def _mark_days(session: Session, dialect: str, events: Sequence[NewUsage]) -> No
 
 def _count(session: Session, recorded: Sequence[RecordedUsage]) -> None:
     outcomes = [usage.outcome for usage in recorded]
-    for outcome in ("duplicate", "conflict"):
+    for outcome in ("duplicate", "conflict", "rejected"):
         USAGE_INGESTED.labels(outcome).inc(outcomes.count(outcome))
     # A rolled-back transaction has recorded nothing, and its repetition would count a second time.
     if inserted := outcomes.count("inserted"):

@@ -29,9 +29,10 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 class NewUsage:
     """A usage event to record, checked when it is made.
 
-    ``amount`` is a quantity, never money: not negative, at most 26 integer and 12 decimal digits. ``at`` is
-    aware and kept in UTC. ``metadata`` is a JSON object; equal objects have equal ``metadata_json`` whatever
-    the order of their keys and the way their numbers are written, and an empty one is the same as none.
+    ``amount`` is a quantity, never money: at most 26 integer and 12 decimal digits, and negative only where
+    the metric's meter is a weighted sum, which is checked when it is recorded. ``at`` is aware and kept in
+    UTC. ``metadata`` is a JSON object; equal objects have equal ``metadata_json`` whatever the order of their
+    keys and the way their numbers are written, and an empty one is the same as none.
 
     Raises:
         InvalidUsage: a field cannot be stored; the message names it.
@@ -95,8 +96,6 @@ def _check_amount(amount: Any) -> None:
         )
     if not amount.is_finite():
         raise InvalidUsage(f"amount is {amount}; pass a finite number")
-    if amount < 0:
-        raise InvalidUsage(f"amount is {amount}; a quantity cannot be negative")
     _, digits, exponent = amount.as_tuple()
     trailing_zeros = 0
     if int(exponent) < -QUANTITY_SCALE:

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from svc_infra.billing.usage import RecordedUsage, record_many
 from svc_infra.billing.usage_event import NewUsage
 from svc_infra.billing.usage_file import UsageLine
+from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.db.transient import is_contention
 from svc_infra.exceptions import InvalidUsage
@@ -55,6 +56,7 @@ class UsageImport:
         *,
         name: str,
         clock: Clock | None = None,
+        limits: UsageLimits = NO_LIMITS,
         on_rejected: Callable[[UsageLine], None] | None = None,
         on_chunk: Callable[[ImportCounts], None] | None = None,
         chunk_lines: int = CHUNK_LINES,
@@ -64,6 +66,7 @@ class UsageImport:
         self._lines = lines
         self._name = name
         self._clock = clock or SystemClock()
+        self._limits = limits
         self._on_rejected = on_rejected
         self._on_chunk = on_chunk
         self._chunk_lines = chunk_lines
@@ -104,16 +107,18 @@ class UsageImport:
     async def _write(self, chunk: list[UsageLine]) -> None:
         events = [line.event for line in chunk if line.event is not None]
         recorded = iter(await self._record(chunk, events))
-        judged = [(line, next(recorded).outcome if line.event is not None else "rejected") for line in chunk]
-        for line, outcome in judged:
-            if outcome == "inserted":
+        for line in chunk:
+            usage = next(recorded) if line.event is not None else None
+            if usage is not None and usage.outcome == "inserted":
                 self.counts.inserted += 1
-            elif outcome == "duplicate":
+            elif usage is not None and usage.outcome == "duplicate":
                 self.counts.duplicate += 1
             else:
                 self.counts.rejected += 1
                 assert self._on_rejected is not None
-                self._on_rejected(line if line.event is None else line._replace(event=None, reason=_CONFLICT))
+                self._on_rejected(
+                    line if usage is None else line._replace(event=None, reason=usage.reason or _CONFLICT)
+                )
         self.counts.read += len(chunk)
         if self._on_chunk is not None:
             self._on_chunk(self.counts)
@@ -123,9 +128,11 @@ class UsageImport:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 async with self._session_factory.begin() as session:
-                    recorded = await session.run_sync(record_many, events, now=self._clock.now())
+                    recorded = await session.run_sync(
+                        record_many, events, now=self._clock.now(), limits=self._limits
+                    )
                     if self._on_rejected is None:
-                        self._refuse_conflicts(chunk, recorded)
+                        self._refuse_refused(chunk, recorded)
                 return recorded
             except DBAPIError as error:
                 if attempt == _ATTEMPTS or not is_contention(error):
@@ -133,10 +140,10 @@ class UsageImport:
                 log.warning("usage_import.repeated", file=self._name, line=chunk[0].number, attempt=attempt)
         raise AssertionError("the last attempt returns or raises")
 
-    def _refuse_conflicts(self, chunk: list[UsageLine], recorded: Sequence[RecordedUsage]) -> None:
+    def _refuse_refused(self, chunk: list[UsageLine], recorded: Sequence[RecordedUsage]) -> None:
         for line, usage in zip(chunk, recorded, strict=True):
-            if usage.outcome == "conflict":
-                raise self._bad(line, _CONFLICT)
+            if usage.outcome in ("conflict", "rejected"):
+                raise self._bad(line, usage.reason or _CONFLICT)
 
     def _bad(self, line: UsageLine, reason: str) -> InvalidUsage:
         return InvalidUsage(f"{self._name}:{line.number}: {reason}")

@@ -13,7 +13,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, PoolResetState
 
-from svc_infra.db.exact import register_exact_sum
+from svc_infra.db.exact import register_functions
 from svc_infra.db.sqlite_connection import SqliteConnection
 from svc_infra.exceptions import InvalidSettings
 
@@ -154,7 +154,7 @@ def _sqlite_engine(url: URL) -> AsyncEngine:
             cursor.execute("PRAGMA synchronous = FULL")
             cursor.execute("PRAGMA cache_size = -65536")
         cursor.close()
-        register_exact_sum(dbapi_connection)
+        register_functions(dbapi_connection)
 
     @event.listens_for(engine.sync_engine, "begin")
     def _begin_immediate(connection: Connection) -> None:
