@@ -59,6 +59,15 @@ class Measure:
         return json.dumps({**asdict(self), "ratio": self.ratio, "met": self.met})
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What a group of rows needs: ``fresh(kind)`` makes an empty database and returns its URL."""
+
+    fresh: Callable[[str], str]
+    is_quick: bool
+    runs: int
+
+
 def arguments(description: str) -> argparse.ArgumentParser:
     """The options every benchmark has."""
     parser = argparse.ArgumentParser(description=description)

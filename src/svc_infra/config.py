@@ -84,6 +84,9 @@ class WebhookSettings(_Section):
 
 class BillingSettings(_Section):
     currency: str = "usd"
+    aggregate_seconds: float = Field(2.0, gt=0)
+    usage_past_days: float = Field(0, ge=0)
+    usage_future_seconds: float = Field(86400, ge=0)
 
 
 class ApiSettings(_Section):

@@ -15,6 +15,7 @@ from svc_infra.application import Application
 from svc_infra.billing import jobs as billing_jobs
 from svc_infra.billing import runs
 from svc_infra.billing.topics import billing_topics
+from svc_infra.billing.usage_follower import UsageFollower
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.config import Settings, WebhookSettings, WorkerSettings
 from svc_infra.db.outbox import SqlOutboxStore
@@ -97,6 +98,9 @@ class Runtime:
             is_listening=not settings.database.behind_transaction_pooler,
         )
         self.webhook_upkeep = self._webhook_upkeep()
+        self.usage_follower = UsageFollower(
+            self.session_factory, self.clock, poll_seconds=settings.billing.aggregate_seconds
+        )
         self.handlers = self._handlers(application)
         self.worker = self._worker()
         self.scheduler = Scheduler(
@@ -115,6 +119,7 @@ class Runtime:
             parts.create_task(self.relay.run(stop))
             parts.create_task(self.deliverer.run(stop))
             parts.create_task(self.webhook_upkeep.run(stop))
+            parts.create_task(self.usage_follower.run(stop))
 
     def _handlers(self, application: Application) -> Handlers:
         handlers = Handlers(self.session_factory, clock=self.clock)

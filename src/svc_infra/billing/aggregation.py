@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, cast
 
 from sqlalchemy import (
     Boolean,
-    CompoundSelect,
     DateTime,
     Delete,
     FromClause,
@@ -27,8 +26,6 @@ from sqlalchemy import (
     or_,
     select,
     true,
-    tuple_,
-    union,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -37,6 +34,7 @@ from sqlalchemy.orm import Session
 from svc_infra.billing.columns import MetricText, TenantText
 from svc_infra.billing.meters import Meter
 from svc_infra.billing.periods import Period
+from svc_infra.billing.usage_days import DayKey, day_key, dirty_days
 from svc_infra.billing.usage_dimensions import day_totals, is_counted, replace_days
 from svc_infra.billing.usage_meters import meterings_of
 from svc_infra.billing.usage_models import (
@@ -48,6 +46,16 @@ from svc_infra.billing.usage_models import (
 from svc_infra.db.base import IdText, Quantity, UtcDateTime, new_id
 from svc_infra.db.exact import exact_sum, ready_connection
 from svc_infra.db.rowset import Rowset
+
+__all__ = [
+    "DailyAggregate",
+    "DayKey",
+    "DayTotal",
+    "consume_marks_of",
+    "dirty_days",
+    "list_daily",
+    "recompute",
+]
 
 DAY = "day"
 
@@ -67,14 +75,6 @@ _KEYS = Rowset(
 )
 _TOTALS = Rowset("totals", tenant_id=TenantText, aggregate_id=IdText, total=Quantity(50))
 _TENANTS = Rowset("tenants_asked", tenant_id=TenantText)
-
-
-class DayKey(NamedTuple):
-    """One of a tenant's local days of a metric."""
-
-    tenant_id: str
-    metric: str
-    day: Period
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,23 +149,7 @@ def consume_marks_of(
     parameters = _TENANTS.parameters(dialect, [(tenant_id,) for tenant_id in sorted(set(tenant_ids))])
     bounds = {"period_start": period.start, "period_end": period.end}
     rows = session.connection().execute(_marked_days(dialect), {**parameters, **bounds}).all()
-    return recompute(session, [_key(row) for row in rows], now=now)
-
-
-def dirty_days(
-    session: Session, *, ended_before: datetime, limit: int | None = None, after: DayKey | None = None
-) -> list[DayKey]:
-    """Return the days that need the aggregation job: marked or not yet published, in key order.
-
-    Only days that ended at ``ended_before`` or earlier; at most ``limit``, beginning behind ``after``.
-    """
-    days = _dirty_days().subquery()
-    order = (days.c.tenant_id, days.c.metric, days.c.day_start)
-    query = select(days).order_by(*order).limit(limit)
-    if after is not None:
-        behind = zip(order, (after.tenant_id, after.metric, after.day.start), strict=True)
-        query = query.where(tuple_(*order) > tuple_(*[literal(value, c.type) for c, value in behind]))
-    return [_key(row) for row in session.connection().execute(query, {"ended_before": ended_before})]
+    return recompute(session, [day_key(row) for row in rows], now=now)
 
 
 def list_daily(
@@ -223,10 +207,6 @@ def _compared(key: DayKey, row: Any, recomputed: Decimal | None) -> DayTotal:
     total = recomputed or Decimal(0)
     has_changed = total != row.total
     return DayTotal(key, row.id, total, has_changed, row.is_published and not has_changed)
-
-
-def _key(row: Any) -> DayKey:
-    return DayKey(row.tenant_id, row.metric, Period(row.day_start, row.day_end))
 
 
 @cache
@@ -327,19 +307,4 @@ def _marked_days(dialect: str) -> Select[Any]:
             ),
         )
         .distinct()
-    )
-
-
-@cache
-def _dirty_days() -> CompoundSelect[Any]:
-    mark, stored = _MARK.c, _AGGREGATE.c
-    ended_before = bindparam("ended_before", type_=UtcDateTime)
-    return union(
-        select(mark.tenant_id, mark.metric, mark.day_start, mark.day_end).where(mark.day_end <= ended_before),
-        select(
-            stored.tenant_id,
-            stored.metric,
-            stored.period_start.label("day_start"),
-            stored.period_end.label("day_end"),
-        ).where(stored.is_published.is_(false()), stored.period_end <= ended_before),
     )

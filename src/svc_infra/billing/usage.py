@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, tzinfo
 from decimal import Decimal
 from functools import cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from sqlalchemy import DateTime, Insert, Numeric, Select, String, Text, bindparam, insert, select, text
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import DateTime, Insert, Select, String, insert, select
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.metrics import USAGE_INGESTED
@@ -17,11 +17,12 @@ from svc_infra.billing.models import KEY_LENGTH, MetricText, TenantText, UsageDi
 from svc_infra.billing.periods import Period, day_bounds
 from svc_infra.billing.tenants import zones_of
 from svc_infra.billing.usage_event import NewUsage, quantity
+from svc_infra.billing.usage_insert import EVENT_COLUMNS, insert_usage
 from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
 from svc_infra.billing.usage_meters import meterings_of
 from svc_infra.billing.usage_rejections import keep_rejections
 from svc_infra.db.after_commit import call_after_commit
-from svc_infra.db.base import QUANTITY_DIGITS, QUANTITY_SCALE, IdText, UtcDateTime, new_id
+from svc_infra.db.base import IdText, new_id
 from svc_infra.db.rowset import Rowset
 from svc_infra.exceptions import InvalidUsage
 
@@ -31,18 +32,6 @@ Outcome: TypeAlias = Literal["inserted", "duplicate", "conflict", "rejected"]
 _Identity: TypeAlias = tuple[str, str, str]
 _Payload: TypeAlias = tuple[Decimal, datetime, str | None]
 
-_EVENT_COLUMNS = ("tenant_id", "metric", "idempotency_key", "id", "amount", "at_ts", "metadata_json")
-# Plain types: the values were brought into their stored form when the event was checked.
-_EVENTS = Rowset(
-    "new_events",
-    tenant_id=TenantText,
-    metric=MetricText,
-    idempotency_key=String(KEY_LENGTH),
-    id=IdText,
-    amount=Numeric(QUANTITY_DIGITS, QUANTITY_SCALE),
-    at_ts=DateTime(timezone=True),
-    metadata_json=Text,
-)
 _KEYS = Rowset(
     "new_keys", tenant_id=TenantText, metric=MetricText, idempotency_key=String(KEY_LENGTH), id=IdText
 )
@@ -54,6 +43,11 @@ _MARKS = Rowset(
     day_start=DateTime(timezone=True),
     day_end=DateTime(timezone=True),
 )
+
+
+_RESULTS = {
+    outcome: USAGE_INGESTED.labels(outcome) for outcome in ("inserted", "duplicate", "conflict", "rejected")
+}
 
 
 class RecordedUsage(NamedTuple):
@@ -88,13 +82,17 @@ def record_many(
     # In key order, so that two batches with the same keys never wait for each other in a circle.
     # Ids are given in the order of the events: of two at one instant, the later one is the latest.
     made = {identity: new_id() for identity in first}
-    ids = {identity: made[identity] for identity in sorted(first)}
-    inserted = _insert(session, dialect, [(ids[key], events[first[key]]) for key in ids], now)
-    taken = {} if inserted == len(ids) else _taken(session, dialect, ids)
-    if inserted + len(taken) != len(ids):
+    ids = {identity: made[identity] for identity in sorted(first)} if len(first) > 1 else made
+    written = insert_usage(session, [(ids[key], events[first[key]]) for key in ids], now)
+    taken = {} if written.inserted == len(ids) else _taken(session, dialect, ids)
+    if written.inserted + len(taken) != len(ids):
         raise InvalidUsage("usage was erased while it was being recorded again; repeat the batch")
-    # Only now are the zones read: whoever changes one holds back the insert above until it is committed.
-    _mark_days(session, dialect, [events[first[key]] for key in ids if key not in taken])
+    if written.unmarked:
+        # Only now are the zones read: whoever changes one holds back the insert until it is committed.
+        mark_days(
+            session,
+            [events[first[key]] for key in ids if key not in taken and key[0] in written.unmarked],
+        )
     recorded = [
         refused.get(index) or _judge(event, index, events, first, ids, taken)
         for index, event in enumerate(events)
@@ -136,20 +134,6 @@ def _judge(
     return RecordedUsage(original_id, "duplicate" if event.payload == payload else "conflict")
 
 
-def _insert(session: Session, dialect: str, new: Iterable[tuple[str, NewUsage]], now: datetime) -> int:
-    rows = [
-        (e.tenant_id, e.metric, e.idempotency_key, event_id, e.amount, e.at, e.metadata_json)
-        for event_id, e in new
-    ]
-    parameters = {**_EVENTS.parameters(dialect, rows), "now": now}
-    result = session.connection().execute(_insert_events(dialect), parameters)
-    if dialect == "sqlite":
-        # Its driver counts the rows only of statements that begin with INSERT, and returning them all
-        # would halve the rate.
-        return int(session.connection().execute(_CHANGES).scalar_one())
-    return result.rowcount
-
-
 def _taken(
     session: Session, dialect: str, ids: Mapping[_Identity, str]
 ) -> dict[_Identity, tuple[str, _Payload]]:
@@ -166,9 +150,11 @@ def _taken(
     }
 
 
-def _mark_days(session: Session, dialect: str, events: Sequence[NewUsage]) -> None:
+def mark_days(session: Session, events: Sequence[NewUsage]) -> None:
+    """Mark the days of these events as changed, in the session's transaction."""
     if not events:
         return
+    dialect = session.get_bind().dialect.name
     zones = zones_of(session, {event.tenant_id for event in events})
     days: set[tuple[str, str, date]] = set()
     for event in events:
@@ -185,31 +171,18 @@ def _mark_days(session: Session, dialect: str, events: Sequence[NewUsage]) -> No
 
 
 def _count(session: Session, recorded: Sequence[RecordedUsage]) -> None:
-    outcomes = [usage.outcome for usage in recorded]
-    for outcome in ("duplicate", "conflict", "rejected"):
-        USAGE_INGESTED.labels(outcome).inc(outcomes.count(outcome))
+    outcomes = Counter(usage.outcome for usage in recorded)
     # A rolled-back transaction has recorded nothing, and its repetition would count a second time.
-    if inserted := outcomes.count("inserted"):
-        call_after_commit(session, lambda: USAGE_INGESTED.labels("inserted").inc(inserted))
-
-
-_CHANGES = text("SELECT changes()")
-
-
-@cache
-def _insert_events(dialect: str) -> Insert:
-    new = _EVENTS.table(dialect)
-    columns = [new.c[name] for name in _EVENT_COLUMNS]
-    # SQLite's grammar needs the WHERE to tell ON CONFLICT from a join's ON.
-    rows = select(*columns, bindparam("now", type_=UtcDateTime)).where(text("true"))
-    upsert = postgresql.insert(UsageEvent) if dialect == "postgresql" else sqlite.insert(UsageEvent)
-    return upsert.from_select([*_EVENT_COLUMNS, "created_at"], rows).on_conflict_do_nothing()
+    if inserted := outcomes.pop("inserted", 0):
+        call_after_commit(session, lambda: _RESULTS["inserted"].inc(inserted))
+    for outcome, count in outcomes.items():
+        _RESULTS[outcome].inc(count)
 
 
 @cache
 def _select_taken(dialect: str) -> Select[Any]:
     new, event = _KEYS.table(dialect), UsageEvent.__table__.c
-    return select(*[event[name] for name in _EVENT_COLUMNS]).where(
+    return select(*[event[name] for name in EVENT_COLUMNS]).where(
         event.tenant_id == new.c.tenant_id,
         event.metric == new.c.metric,
         event.idempotency_key == new.c.idempotency_key,

@@ -16,7 +16,7 @@ _COMMANDS = {
     "migrate": ("svc_infra.cli.migrate:migrate", "Bring the database to the schema of this version."),
     "run": ("svc_infra.cli.run:run", "Run the worker: jobs, cron, webhook relay and sender."),
     "api": ("svc_infra.cli.api:api", "Serve the HTTP API."),
-    "usage": ("svc_infra.cli.usage:usage", "Import usage events from CSV or JSON lines."),
+    "usage": ("svc_infra.cli.usage:usage", "Import usage; trace, void and amend events; set meters."),
     "catalog": ("svc_infra.cli.catalog:catalog", "Apply plans and prices from a catalog file."),
     "subscriptions": ("svc_infra.cli.subscriptions:subscriptions", "Subscribe tenants to plans; list them."),
     "endpoints": ("svc_infra.cli.endpoints:endpoints", "Add and list webhook endpoints."),

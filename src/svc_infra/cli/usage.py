@@ -1,4 +1,4 @@
-"""``usage import``: record usage events from a file."""
+"""``usage``: import usage events from a file; the commands on single events are in ``usage_events``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ import click
 from svc_infra.billing.usage_file import UsageLine, read_usage
 from svc_infra.billing.usage_import import ImportCounts, UsageImport
 from svc_infra.cli.context import echo_json, json_option, open_database, run_async, settings_options
+from svc_infra.cli.usage_events import amend, limits_in, meters, rejected, trace, void
 from svc_infra.config import Settings
 from svc_infra.exceptions import SvcInfraError
 
 
 @click.group()
 def usage() -> None:
-    """Import usage events."""
+    """Import usage events; trace, void and amend single ones; set what a metric measures."""
+
+
+for command in (trace, void, amend, rejected, meters):
+    usage.add_command(command)
 
 
 @usage.command(name="import")
@@ -61,6 +66,7 @@ async def _import(settings: Settings, file: str, rejects_file: Path | None, as_j
                 session_factory,
                 read_usage(stream, file),
                 name=file,
+                limits=limits_in(settings),
                 on_rejected=_writer(rejects, file) if rejects else None,
                 on_chunk=opened.enter_context(_progress(stream)),
             )

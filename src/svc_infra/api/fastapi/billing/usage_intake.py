@@ -106,6 +106,8 @@ def take_one(session: Session, usage: UsageIn, tenant_id: str, *, now: datetime)
     [recorded] = _record(session, [(usage, _event(usage, tenant_id, now))], now=now)
     if recorded.outcome == "conflict":
         raise IdempotencyConflict(_CONFLICT)
+    if recorded.outcome == "rejected":
+        raise InvalidUsage(recorded.reason)
     return recorded.id
 
 
@@ -123,6 +125,9 @@ def take_all(session: Session, events: Sequence[Any], tenant_id: str, *, now: da
         except InvalidUsage as error:
             intake.results.append(UsageResult(index=index, outcome="invalid", detail=str(error)))
     for index, recorded in zip(places, _record(session, read, now=now), strict=True):
+        if recorded.outcome == "rejected":  # kept among the rejections, and there is no event of this id
+            intake.results.append(UsageResult(index=index, outcome="invalid", detail=recorded.reason))
+            continue
         detail = _CONFLICT if recorded.outcome == "conflict" else None
         intake.results.append(
             UsageResult(index=index, outcome=recorded.outcome, id=recorded.id, detail=detail)

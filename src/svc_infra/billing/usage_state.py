@@ -1,0 +1,148 @@
+"""What became of a usage event, derived from its day, its corrections and the invoices: never rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal, TypeAlias
+
+from sqlalchemy import and_, exists, select
+from sqlalchemy.orm import Session
+
+from svc_infra.billing.dimensions import DimensionFilter, filter_of
+from svc_infra.billing.models import Invoice, InvoiceLine, UsageDirtyDay, UsageEvent
+from svc_infra.billing.periods import Period, day_bounds
+from svc_infra.billing.tenants import zones_of
+from svc_infra.billing.usage_corrections import correction_of, recorded_usage
+from svc_infra.billing.usage_event import NewUsage
+from svc_infra.billing.usage_models import UsageCorrection
+from svc_infra.db.metadata_text import text_of
+
+State: TypeAlias = Literal["waiting", "counted", "billed", "adjusted", "voided", "amended"]
+
+
+@dataclass(frozen=True, slots=True)
+class UsageLine:
+    """An invoice line that the event is on. ``amount`` is money in minor units, of the whole line."""
+
+    invoice_id: str
+    invoice: str
+    status: str
+    line_id: str
+    position: int
+    kind: str
+    period: Period
+    quantity: Decimal
+    amount: int
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class UsageState:
+    """An event and what became of it.
+
+    ``waiting``: its day has a mark, so the day's total may not count it yet. ``counted``: it is in the total
+    of its day, and on no line. ``billed``: on a line of its period's invoice. ``adjusted``: it came after
+    that invoice, and an adjustment line settled it. ``voided``, ``amended``: a correction took it out;
+    ``lines`` are then those that had billed it, with the adjustments since.
+    """
+
+    event_id: str
+    event: NewUsage
+    recorded_at: datetime
+    day: Period
+    state: State
+    lines: tuple[UsageLine, ...]
+    correction: UsageCorrection | None
+
+
+def usage_state(session: Session, tenant_id: str, event_id: str) -> UsageState:
+    """Find out what became of a tenant's event; NotFound if it has none of this id."""
+    event = recorded_usage(session, tenant_id, event_id)
+    recorded_at = session.scalars(
+        select(UsageEvent.created_at).where(UsageEvent.tenant_id == tenant_id, UsageEvent.id == event_id)
+    ).one()
+    day = day_bounds(event.at, zones_of(session, [tenant_id])[tenant_id])
+    correction = correction_of(session, tenant_id, event_id)
+    lines = _lines(session, event, recorded_at)
+    state = _state(lines, correction, is_waiting=_has_mark(session, event, day))
+    return UsageState(event_id, event, recorded_at, day, state, tuple(lines), correction)
+
+
+def _state(lines: list[UsageLine], correction: UsageCorrection | None, *, is_waiting: bool) -> State:
+    if correction is not None:
+        return "voided" if correction.kind == "void" else "amended"
+    kinds = {line.kind for line in lines if line.status != "draft"}
+    if "usage" in kinds:
+        return "billed"
+    if "adjustment" in kinds:
+        return "adjusted"
+    return "waiting" if is_waiting else "counted"
+
+
+def _has_mark(session: Session, event: NewUsage, day: Period) -> bool:
+    mark = exists().where(
+        UsageDirtyDay.tenant_id == event.tenant_id,
+        UsageDirtyDay.metric == event.metric,
+        UsageDirtyDay.day_start == day.start,
+    )
+    return bool(session.scalar(select(mark)))
+
+
+def _lines(session: Session, event: NewUsage, recorded_at: datetime) -> list[UsageLine]:
+    """The lines whose price and period the event falls under, those of void invoices left out.
+
+    An invoice issued before the event was recorded cannot have it on its usage line, and an adjustment made
+    before that is not about it.
+    """
+    query = (
+        select(InvoiceLine, Invoice)
+        .join(
+            Invoice,
+            and_(Invoice.tenant_id == InvoiceLine.tenant_id, Invoice.id == InvoiceLine.invoice_id),
+        )
+        .where(
+            InvoiceLine.tenant_id == event.tenant_id,
+            InvoiceLine.metric == event.metric,
+            InvoiceLine.period_start <= event.at,
+            InvoiceLine.period_end > event.at,
+            InvoiceLine.kind.in_(["usage", "adjustment"]),
+            InvoiceLine.created_at >= recorded_at,
+            Invoice.status != "void",
+        )
+        .order_by(InvoiceLine.created_at, InvoiceLine.position)
+    )
+    rows = session.execute(query)
+    return [
+        UsageLine(
+            invoice.id,
+            f"{invoice.series}-{invoice.number}" if invoice.number is not None else "draft",
+            invoice.status,
+            line.id,
+            line.position,
+            line.kind,
+            Period(line.period_start, line.period_end),
+            line.quantity,
+            line.amount,
+            invoice.currency,
+        )
+        for line, invoice in rows
+        if _is_for(event, line.price_snapshot or {}, line.details or {})
+    ]
+
+
+def _is_for(event: NewUsage, snapshot: Mapping[str, Any], details: Mapping[str, Any]) -> bool:
+    """Whether the event falls under the filter and the group of a line, as the line keeps them."""
+
+    def value(key: str) -> str | None:
+        return text_of(event.metadata_json, key)
+
+    competing = [DimensionFilter.of(each) for each in details.get("filters", ())]
+    wanted = DimensionFilter.of(snapshot.get("filter", {}))
+    keys = {key for each in (*competing, wanted) for key in each.keys}
+    values = {key: value(key) for key in keys}
+    is_wanted = filter_of(values, competing) == wanted if competing else wanted.matches(values)
+    group = zip(snapshot.get("group_by", ()), details.get("group", ()), strict=False)
+    return is_wanted and all(value(key) == text for key, text in group)
