@@ -75,8 +75,23 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("tenant_id", "id", name="pk_usage_rejections"),
     )
     op.create_index("ix_usage_rejections_created_at", "usage_rejections", ["created_at"])
+    op.create_table(
+        "tenant_erasures",
+        sa.Column("tenant_id", sa.String(length=255), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("actor", sa.String(length=200), nullable=False),
+        sa.Column("rows", sa.JSON(), nullable=False),
+        sa.Column("erased_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("tenant_id", name="pk_tenant_erasures"),
+    )
 
 
 def downgrade() -> None:
-    for table in ("usage_rejections", "usage_corrections", "usage_dimensions", "usage_meters"):
+    for table in (
+        "tenant_erasures",
+        "usage_rejections",
+        "usage_corrections",
+        "usage_dimensions",
+        "usage_meters",
+    ):
         op.drop_table(table)

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from svc_infra.billing import BillingService
 from svc_infra.billing.aggregation import DayKey, list_daily, recompute
+from svc_infra.billing.erasure import count_erasable, erase_tenant
 from svc_infra.billing.metering import Metering
 from svc_infra.billing.meters import Meter
 from svc_infra.billing.models import Price, UsageCorrection, UsageEvent
@@ -25,6 +26,7 @@ from svc_infra.billing.usage import NewUsage, UsageLimits, record_many
 from svc_infra.billing.usage_corrections import amend_usage, void_usage
 from svc_infra.billing.usage_follower import UsageFollower
 from svc_infra.billing.usage_meters import register_meter
+from svc_infra.billing.usage_models import TenantErasure
 from svc_infra.billing.usage_rejections import forget_rejections, list_rejections
 from svc_infra.billing.usage_state import UsageState, usage_state
 from svc_infra.exceptions import IdempotencyConflict, InvalidUsage, NotFound
@@ -262,3 +264,33 @@ async def test_quantities_are_conserved_under_every_interleaving(session_factory
     # Nothing that was recorded is gone.
     recorded = await in_session(session_factory, lambda s: len(s.scalars(select(UsageEvent.id)).all()))
     assert recorded >= 16 * 6
+
+
+async def test_an_erased_tenant_leaves_its_invoices_and_takes_no_more_usage(session_factory: Factory) -> None:
+    january = month_bounds(2025, 1, UTC)
+
+    def bill(session: Session) -> str:
+        if session.get(Price, "p") is None:
+            session.add(Price(id="p", key="tokens", currency="usd", unit_amount=Decimal(2), metric="tokens"))
+            session.flush()
+        return BillingService(session, "t1").generate_monthly_invoice(january.start, january.end, "usd")
+
+    event_id = await record(session_factory)
+    other = NewUsage("t2", "tokens", Decimal(1), NOON, "k")
+    await in_session(session_factory, lambda s: record_many(s, [other], now=NOON))
+    invoice_id = await in_session(session_factory, bill)
+    counted = await in_session(session_factory, lambda s: count_erasable(s, "t1"))
+    erased = await in_session(
+        session_factory, lambda s: erase_tenant(s, "t1", reason="asked", actor="ann", now=NOON)
+    )
+    assert erased == counted
+    assert erased.rows["usage_events"] == 1
+    left = await in_session(session_factory, lambda s: s.scalars(select(UsageEvent.tenant_id)).all())
+    assert left == ["t2"]
+    with pytest.raises(InvalidUsage, match="closed"):
+        await record(session_factory)
+    with pytest.raises(NotFound):
+        await state(session_factory, event_id)
+    assert await in_session(session_factory, bill) == invoice_id
+    kept = await in_session(session_factory, lambda s: s.get_one(TenantErasure, "t1"))
+    assert (kept.actor, kept.reason, kept.rows) == ("ann", "asked", erased.rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, tzinfo
 from decimal import Decimal
 from functools import cache
@@ -20,6 +20,7 @@ from svc_infra.billing.usage_event import NewUsage, quantity
 from svc_infra.billing.usage_insert import EVENT_COLUMNS, insert_usage
 from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
 from svc_infra.billing.usage_meters import meterings_of
+from svc_infra.billing.usage_models import TenantErasure
 from svc_infra.billing.usage_rejections import keep_rejections
 from svc_infra.db.after_commit import call_after_commit
 from svc_infra.db.base import IdText, new_id
@@ -86,7 +87,7 @@ def record_many(
     written = insert_usage(session, [(ids[key], events[first[key]]) for key in ids], now)
     taken = {} if written.inserted == len(ids) else _taken(session, dialect, ids)
     if written.inserted + len(taken) != len(ids):
-        raise InvalidUsage("usage was erased while it was being recorded again; repeat the batch")
+        raise _erased(session, {tenant_id for tenant_id, _, _ in ids})
     if written.unmarked:
         # Only now are the zones read: whoever changes one holds back the insert until it is committed.
         mark_days(
@@ -114,6 +115,14 @@ def _refuse(
     if refused:
         keep_rejections(session, [(usage.id, events[at], usage.reason) for at, usage in refused.items()], now)
     return refused
+
+
+def _erased(session: Session, tenant_ids: Collection[str]) -> InvalidUsage:
+    asked = select(TenantErasure.tenant_id).where(TenantErasure.tenant_id.in_(sorted(tenant_ids)))
+    erased = session.scalars(asked.order_by(TenantErasure.tenant_id)).first()
+    if erased is None:
+        return InvalidUsage("usage was erased while it was being recorded again; repeat the batch")
+    return InvalidUsage(f"tenant {erased!r} was erased and is closed; a customer who returns gets a new id")
 
 
 def _judge(

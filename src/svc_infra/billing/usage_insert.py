@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from svc_infra.billing.columns import KEY_LENGTH, MetricText, TenantText
 from svc_infra.billing.usage_event import NewUsage
-from svc_infra.billing.usage_models import UsageEvent
+from svc_infra.billing.usage_models import TenantErasure, UsageEvent
 from svc_infra.db.base import QUANTITY_DIGITS, QUANTITY_SCALE, IdText, UtcDateTime
 from svc_infra.db.rowset import Rowset
 
@@ -43,6 +43,7 @@ WITH new AS MATERIALIZED (
   FROM unnest($1::varchar[], $2::varchar[], $3::varchar[], $4::varchar[], $5::text[],
               $6::timestamptz[], $7::text[])
        AS n(tenant_id, metric, idempotency_key, id, amount, at_ts, metadata_json)
+  WHERE tenant_id NOT IN (SELECT e.tenant_id FROM tenant_erasures e WHERE e.tenant_id = ANY($9::varchar[]))
 ), inserted AS (
   INSERT INTO usage_events
     (tenant_id, metric, idempotency_key, id, amount, at_ts, metadata_json, created_at)
@@ -70,7 +71,7 @@ class Written(NamedTuple):
 
 
 def insert_usage(session: Session, new: Sequence[tuple[str, NewUsage]], now: datetime) -> Written:
-    """Write the (id, event)s whose keys are free, in the session's transaction.
+    """Write the (id, event)s whose keys are free, in the session's transaction; none of an erased tenant.
 
     They are in key order, so that two batches with the same keys never wait for each other in a circle.
     """
@@ -109,7 +110,8 @@ def _insert_on_sqlite() -> Insert:
     new = _EVENTS.table("sqlite")
     columns = [new.c[name] for name in EVENT_COLUMNS]
     # SQLite's grammar needs the WHERE to tell ON CONFLICT from a join's ON.
-    rows = select(*columns, bindparam("now", type_=UtcDateTime)).where(text("true"))
+    erased = select(TenantErasure.tenant_id)
+    rows = select(*columns, bindparam("now", type_=UtcDateTime)).where(new.c.tenant_id.not_in(erased))
     return (
         sqlite.insert(UsageEvent).from_select([*EVENT_COLUMNS, "created_at"], rows).on_conflict_do_nothing()
     )

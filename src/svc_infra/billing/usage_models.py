@@ -182,3 +182,15 @@ class UsageRejection(Base):
     metadata_json: Mapped[str | None] = mapped_column(Text)
     reason: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+
+
+class TenantErasure(Base):
+    """That a tenant's usage was erased and the tenant closed: who did it, why, and how many rows it was."""
+
+    __tablename__ = "tenant_erasures"
+
+    tenant_id: Mapped[str] = mapped_column(TenantText, primary_key=True)
+    reason: Mapped[str] = mapped_column(Text)
+    actor: Mapped[str] = mapped_column(String(200))
+    rows: Mapped[dict[str, int]] = mapped_column(JSON)
+    erased_at: Mapped[datetime] = mapped_column(UtcDateTime)

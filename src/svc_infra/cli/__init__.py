@@ -17,6 +17,7 @@ _COMMANDS = {
     "run": ("svc_infra.cli.run:run", "Run the worker: jobs, cron, webhook relay and sender."),
     "api": ("svc_infra.cli.api:api", "Serve the HTTP API."),
     "usage": ("svc_infra.cli.usage:usage", "Import usage; trace, void and amend events; set meters."),
+    "tenants": ("svc_infra.cli.tenants:tenants", "Erase a tenant's usage."),
     "catalog": ("svc_infra.cli.catalog:catalog", "Apply plans and prices from a catalog file."),
     "subscriptions": ("svc_infra.cli.subscriptions:subscriptions", "Subscribe tenants to plans; list them."),
     "endpoints": ("svc_infra.cli.endpoints:endpoints", "Add and list webhook endpoints."),
