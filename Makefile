@@ -36,7 +36,9 @@ bench: $(VENV)/.ready ## Run every benchmark (make bench ARGS=--quick for the sh
 
 bench-deps: $(VENV)/.ready ## Install the peers that benchmarks compare with, in an environment of their own
 	@if ! $(BENCH_VENV)/bin/python -c '' >/dev/null 2>&1; then $(PY) -m venv $(BENCH_VENV); fi
-	@$(BENCH_VENV)/bin/python -m pip install $(PIP_FLAGS) -r bench/requirements.txt
+	@$(BENCH_VENV)/bin/python -m pip install $(PIP_FLAGS) -r bench/requirements.txt \
+		-r bench/requirements-svc-infra.txt
+	@$(BENCH_VENV)/bin/python -m pip install $(PIP_FLAGS) --no-deps svc-infra==1.22.2
 
 node-deps: $(VENV)/.ready ## Install the npm verifiers that some webhook tests use (needs node and npm)
 	@mkdir -p $(VENV)/webhook-verifiers && cp tests/foreign/package*.json $(VENV)/webhook-verifiers/

@@ -21,6 +21,7 @@ FIRST_YEAR, LAST_YEAR = 2, 9998
 """The years of usage. A day's bounds, in any time zone, must themselves be dates that exist."""
 
 _TEXTS = (("tenant_id", TENANT_ID_LENGTH), ("metric", METRIC_LENGTH), ("idempotency_key", KEY_LENGTH))
+_encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
 # What ``Decimal`` would also take (1_000, surrounding spaces, digits of other scripts) is a slip in a file.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 
@@ -48,7 +49,15 @@ class NewUsage:
 
     def __post_init__(self) -> None:
         for name, max_length in _TEXTS:
-            _check_text(name, getattr(self, name), max_length)
+            value = getattr(self, name)
+            # Nearly every text is one that needs no closer look, and there are three to an event.
+            if not (
+                type(value) is str
+                and value.isascii()
+                and value.isprintable()
+                and 0 < len(value) <= max_length
+            ):
+                _check_text(name, value, max_length)
         _check_amount(self.amount)
         object.__setattr__(self, "at", _utc(self.at))
         object.__setattr__(self, "metadata_json", _canonical_metadata(self.metadata))
@@ -83,6 +92,11 @@ def quantity(amount: Any) -> Decimal:
             raise InvalidUsage(f"amount is a {type(amount).__name__}; pass an int, a string or a Decimal")
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether it is text that needs no closer look: nearly every text is, and an event has three."""
+    return type(value) is str and value.isascii() and value.isprintable()
+
+
 def _check_text(name: str, value: Any, max_length: int) -> None:
     if not isinstance(value, str) or not 0 < len(value) <= max_length:
         raise InvalidUsage(f"{name} must have 1 to {max_length} characters, got {value!r:.80}")
@@ -113,7 +127,7 @@ def _utc(at: Any) -> datetime:
         raise InvalidUsage(f"at is {at!r:.80}; pass an aware datetime, it has no UTC offset")
     if not FIRST_YEAR <= at.year <= LAST_YEAR:
         raise InvalidUsage(f"at is in the year {at.year}; {FIRST_YEAR} to {LAST_YEAR} can be billed")
-    return at.astimezone(UTC)
+    return at if at.tzinfo is UTC else at.astimezone(UTC)
 
 
 def _canonical_metadata(metadata: Any) -> str | None:
@@ -121,8 +135,12 @@ def _canonical_metadata(metadata: Any) -> str | None:
         return None
     if not isinstance(metadata, Mapping):
         raise InvalidUsage(f"metadata is a {type(metadata).__name__}; pass a JSON object (a dict) or None")
-    plain = _storable(dict(metadata), "metadata")
-    canonical = json.dumps(_by_value(plain), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    # A flat object of short plain texts and numbers, as most are, is its own canonical value.
+    is_plain = all(
+        _is_plain(key) and (_is_plain(value) or type(value) is bool) for key, value in metadata.items()
+    )
+    plain = dict(metadata) if is_plain else _by_value(_storable(dict(metadata), "metadata"))
+    canonical = _encode(plain)
     if (size := len(canonical.encode())) > MAX_METADATA_BYTES:
         raise InvalidUsage(f"metadata has {size:,} bytes, the limit is {MAX_METADATA_BYTES:,}")
     return canonical
