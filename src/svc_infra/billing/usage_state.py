@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from sqlalchemy import and_, exists, select
 from sqlalchemy.orm import Session
@@ -114,7 +115,10 @@ def _lines(session: Session, event: NewUsage, recorded_at: datetime) -> list[Usa
         )
         .order_by(InvoiceLine.created_at, InvoiceLine.position)
     )
-    rows = session.execute(query)
+    found = [(line, invoice) for line, invoice in session.execute(query)]
+    filters: dict[str, set[DimensionFilter]] = defaultdict(set)
+    for line, _ in found:
+        filters[line.invoice_id].add(_filter(line))
     return [
         UsageLine(
             invoice.id,
@@ -128,21 +132,25 @@ def _lines(session: Session, event: NewUsage, recorded_at: datetime) -> list[Usa
             line.amount,
             invoice.currency,
         )
-        for line, invoice in rows
-        if _is_for(event, line.price_snapshot or {}, line.details or {})
+        for line, invoice in found
+        if _is_for(event, line, filters[line.invoice_id])
     ]
 
 
-def _is_for(event: NewUsage, snapshot: Mapping[str, Any], details: Mapping[str, Any]) -> bool:
-    """Whether the event falls under the filter and the group of a line, as the line keeps them."""
+def _filter(line: InvoiceLine) -> DimensionFilter:
+    return DimensionFilter.of((line.price_snapshot or {}).get("filter", {}))
 
-    def value(key: str) -> str | None:
-        return text_of(event.metadata_json, key)
 
-    competing = [DimensionFilter.of(each) for each in details.get("filters", ())]
-    wanted = DimensionFilter.of(snapshot.get("filter", {}))
-    keys = {key for each in (*competing, wanted) for key in each.keys}
-    values = {key: value(key) for key in keys}
-    is_wanted = filter_of(values, competing) == wanted if competing else wanted.matches(values)
-    group = zip(snapshot.get("group_by", ()), details.get("group", ()), strict=False)
-    return is_wanted and all(value(key) == text for key, text in group)
+def _is_for(event: NewUsage, line: InvoiceLine, filters: Collection[DimensionFilter]) -> bool:
+    """Whether the event falls under this line's filter, of those of the invoice, and under its group.
+
+    The filter that an event falls under has a line on the invoice that billed the event.
+    """
+    keys = {key for each in filters for key in each.keys}
+    values = {key: text_of(event.metadata_json, key) for key in keys}
+    group = zip(
+        (line.price_snapshot or {}).get("group_by", ()), (line.details or {}).get("group", ()), strict=False
+    )
+    return filter_of(values, filters) == _filter(line) and all(
+        text_of(event.metadata_json, key) == text for key, text in group
+    )
