@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, TypeAlias
@@ -19,6 +20,7 @@ JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | int | flo
 _MAX_DECIMAL_PLACES = 1_000
 _MAX_INTEGER_BITS = 4_096
 _MAX_DEPTH = 64
+_STORABLE = re.compile(r"[^\x00\ud800-\udfff]*")
 
 
 def canonical_decimal(value: Decimal) -> str:
@@ -70,6 +72,11 @@ def plain_json(value: Any, *, floats_allowed: bool, path: str = "payload") -> Js
 def compact_json(plain: JsonValue) -> str:
     """Return the JSON text of ``plain`` without spaces, in the order of its keys, non-ASCII as it is."""
     return json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def is_storable(text: str) -> bool:
+    """Tell whether every database stores ``text``: it has no NUL and is UTF-8."""
+    return _STORABLE.fullmatch(text) is not None
 
 
 def _plain(value: Any, path: str, floats_allowed: bool, depth: int) -> JsonValue:

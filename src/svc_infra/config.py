@@ -19,7 +19,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from svc_infra.exceptions import InvalidSettings
 
@@ -103,6 +109,18 @@ class LogSettings(_Section):
     level: str = "info"
 
 
+class _Environment(EnvSettingsSource):
+    """The variables that hold values; those that name a file are read by ``load_with_sources``."""
+
+    def __call__(self) -> dict[str, Any]:
+        found = super().__call__()
+        for section, values in found.items():
+            if isinstance(values, dict) and section in Settings.model_fields:
+                known = _section_fields(section)
+                found[section] = {key: text for key, text in values.items() if not _named_by_file(key, known)}
+        return found
+
+
 class Settings(BaseSettings):
     """All settings of a process; frozen once loaded. Make one with ``load_settings``."""
 
@@ -129,7 +147,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # The file is passed as the init values, so the environment comes before it.
-        return env_settings, init_settings
+        return _Environment(settings_cls), init_settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,6 +210,9 @@ async def test_an_endpoint_gets_only_the_payloads_that_fit_its_filter(shop: Shop
         {"headers": {"Webhook-Id": "x"}},
         {"headers": {"content-length": "1"}},
         {"headers": {"Host": "internal"}},
+        {"headers": {"Metadata-Flavor": "Google"}},
+        {"headers": {"X-aws-ec2-metadata-token": "x"}},
+        {"headers": {"X-Forwarded-For": "10.0.0.1"}},
         {"headers": {"x-a": "b\r\nx-c: d"}},
         {"headers": {"x a": "b"}},
         {"headers": {"x-a": "1", "X-A": "2"}},
@@ -217,6 +220,9 @@ async def test_an_endpoint_gets_only_the_payloads_that_fit_its_filter(shop: Shop
         {"payload_filter": {"a..b": 1}},
         {"payload_filter": {"a": 1.5}},
         {"payload_filter": {"a": []}},
+        {"payload_filter": {"a": list(range(101))}},
+        {"payload_filter": {"a": "b" * 501}},
+        {"payload_filter": {"a": 1 << 300}},
         {"metadata": {"a": "b" * 501}},
         {"ordering": "sometimes"},
         {"content_mode": "xml"},
@@ -306,6 +312,36 @@ async def test_what_was_published_while_disabled_is_held_and_sent_on_enable_if_a
     acts = [(act.action, act.detail) for act in await shop.do(list_acts, endpoint_id)]
     assert acts[0] == ("enable", {"replayed": 2})
     assert acts[-2] == ("disable", {"reason": "maintenance"})
+
+
+async def test_enabling_ends_a_pause_and_what_was_put_off_is_due(shop: Shop) -> None:
+    endpoint_id = await shop.add()
+    shop.sender.answers[URL] = [Answer(503, "3600", b"", 1)]
+    await shop.publish({"n": 1})
+    await shop.service.deliver_due()
+    assert await shop.do(enable_endpoint, endpoint_id, now=NOON) == 0
+    assert await shop.service.deliver_due() == 1
+
+
+async def test_a_lane_whose_first_was_found_disabled_does_not_wait_for_ever(shop: Shop) -> None:
+    endpoint_id = await shop.add(options=EndpointOptions(ordering="key"))
+    await shop.publish({"n": 1}, {"n": 2}, key="a")
+    await Relay(shop.factory, shop.clock).drain()
+    async with shop.factory.begin() as session:  # as a relay that had read it before leaves it
+        (await session.get_one(EndpointRow, endpoint_id)).is_enabled = False
+    await shop.service.deliver_due()
+    assert await shop.states(endpoint_id) == [("held", "disabled"), ("held", "order")]
+    await shop.do(enable_endpoint, endpoint_id, now=NOON)
+    assert await shop.service.deliver_due() == 1
+    assert [one["n"] for one in shop.sender.data()] == [2]  # the first waits for a replay, as asked
+
+
+async def test_nobody_disables_the_endpoint_of_another_tenant(shop: Shop) -> None:
+    endpoint_id = await shop.add(tenant_id="t1")
+    off = {"reason": "off", "now": NOON}
+    assert not await shop.do(disable_endpoint, endpoint_id, tenant_id="t2", **off)
+    assert (await shop.row(endpoint_id)).is_enabled
+    assert await shop.do(disable_endpoint, endpoint_id, tenant_id="t1", **off)
 
 
 async def test_disabling_is_announced_once_to_those_who_asked_for_it(shop: Shop) -> None:

@@ -59,7 +59,7 @@ async def test_a_dead_delivery_is_redelivered_with_a_whole_new_schedule(shop: Sh
         shop.clock.advance(timedelta(minutes=2))
     (dead,) = await deliveries(shop)
     assert dead.state == "dead"
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match=f"no delivery '{dead.id}'"):  # and not a word about whose it is
         await shop.do(redeliver, dead.id, now=shop.clock.now(), tenant_id="t2")
     await shop.do(redeliver, dead.id, now=shop.clock.now(), actor="ann")
     assert await shop.service.deliver_due() == 0
@@ -132,6 +132,37 @@ async def test_a_replay_waits_for_its_rate(shop: Shop) -> None:
     assert await shop.do(advance_replay, now=NOON + timedelta(seconds=4), batch_size=2)
 
 
+async def test_the_rate_of_a_replay_holds_for_an_ordered_endpoint_too(shop: Shop) -> None:
+    endpoint_id = await shop.add(options=EndpointOptions(ordering="key"))
+    for key in "abc":
+        await shop.publish({"key": key}, key=key)
+    await shop.service.deliver_due()
+    await shop.do(start_replay, endpoint_id, now=NOON, rate_per_second=0.5)
+    await shop.do(advance_replay, now=NOON)
+    assert [(row.run_at - NOON).total_seconds() for row in await deliveries(shop)] == [0, 2, 4]
+
+
+async def test_what_was_delivered_is_not_missing_when_that_is_forgotten(shop: Shop) -> None:
+    await shop.publish({"n": 1})  # older than both endpoints
+    await shop.service.deliver_due()
+    shop.clock.advance(timedelta(hours=1))
+    endpoint_id = await shop.add(now=shop.clock.now())
+    await shop.add("https://fails.example/", now=shop.clock.now())
+    shop.sender.answers["https://fails.example/"] = [REFUSED] * 2
+    await shop.publish({"n": 2})
+    for _ in range(2):
+        await shop.service.deliver_due()
+        shop.clock.advance(timedelta(minutes=2))
+    retention = Retention(delivered=timedelta(days=30), dead=timedelta(days=90))
+    upkeep = WebhookUpkeep(shop.factory, shop.clock, retention=retention)
+    shop.clock.advance(timedelta(days=31))
+    await upkeep.prune()  # the delivery, and the message that nobody had; the other message has a dead one
+    assert [row.state for row in await deliveries(shop)] == ["dead"]
+    await shop.do(start_replay, endpoint_id, now=shop.clock.now(), states=[MISSING])
+    assert await upkeep.advance()
+    assert [row.state for row in await deliveries(shop)] == ["dead"]
+
+
 async def test_a_younger_endpoint_is_sent_what_it_missed_and_wants(shop: Shop) -> None:
     await shop.publish({"n": 1, "plan": "gold"}, {"n": 2, "plan": "tin"}, tenant_id="t1")
     await shop.publish({"n": 3, "plan": "gold"}, tenant_id="t2")
@@ -188,6 +219,9 @@ async def test_a_cancelled_replay_queues_nothing_more(shop: Shop) -> None:
     await shop.service.deliver_due()
     replay = await shop.do(start_replay, endpoint_id, now=NOON)
     await shop.do(advance_replay, now=NOON, batch_size=2)
+    with pytest.raises(NotFound, match=f"no replay '{replay.id}'"):
+        await shop.do(cancel_replay, replay.id, now=NOON, tenant_id="t2")
+    assert await shop.do(list_replays, tenant_id="t2") == []
     assert (await shop.do(cancel_replay, replay.id, now=NOON)).state == "cancelled"
     assert await finish_replays(shop) == 0
     assert [act.action for act in await shop.do(list_acts, endpoint_id)] == ["cancel_replay", "replay", "add"]
@@ -213,7 +247,7 @@ async def test_a_test_event_goes_to_its_endpoint_alone_whatever_it_subscribed_to
 
 
 async def test_old_deliveries_attempts_and_messages_are_deleted_and_nothing_else(shop: Shop) -> None:
-    await shop.add()
+    endpoint_id = await shop.add()
     shop.sender.answers[URL] = [REFUSED, Answer(200, None, b"", 1), REFUSED]
     await shop.publish({"n": 1}, topic="nobody.wants")
     await shop.publish({"n": 2})
@@ -231,6 +265,10 @@ async def test_old_deliveries_attempts_and_messages_are_deleted_and_nothing_else
     shop.clock.advance(timedelta(days=10))
     await shop.service.deliver_due()  # relays the announcement of the dead one, which nobody wants
     assert await upkeep.prune() == 1 + 2
+    await shop.do(start_replay, endpoint_id, now=shop.clock.now())
+    assert await upkeep.advance()
+    shop.clock.advance(timedelta(days=11))
+    assert await upkeep.prune() == 1  # the replay
     async with shop.factory() as session:
         for table in (DeliveryRow, DeliveryAttemptRow, OutboxMessageRow):
             assert await session.scalar(select(func.count()).select_from(table)) == 0

@@ -11,11 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from svc_infra.cli import cli
+from svc_infra.cli.endpoints import endpoints
 from svc_infra.cli.listening import make_receiver
+from svc_infra.cli.webhooks import webhooks
 from svc_infra.config import Settings
 from svc_infra.db.migration import migrate
 from svc_infra.db.session import make_engine
@@ -124,6 +127,16 @@ def test_an_endpoint_is_disabled_and_enabled_and_what_was_held_is_sent(url: str)
     assert "1 held" in run(url, "endpoints", "enable", added["id"], "--replay-held").stdout
     with pytest.raises(NotFound):
         run(url, "endpoints", "disable", "nowhere", "--reason", "x")
+
+
+def test_every_command_about_webhooks_speaks_json() -> None:
+    commands = {**webhooks.commands, **endpoints.commands}
+    silent = {
+        name
+        for name, command in commands.items()
+        if not isinstance(command, click.Group) and not any("--json" in each.opts for each in command.params)
+    }
+    assert silent == set()
 
 
 def test_an_endpoint_is_changed_where_something_is_given_and_removed(url: str) -> None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, select
 from sqlalchemy.orm import Session
 
 from svc_infra.db.base import new_id
-from svc_infra.webhooks.models import WebhookAuditRow
+from svc_infra.webhooks.models import EndpointRow, WebhookAuditRow
 
 DEFAULT_ACTOR = "application"
 _MAX_ACTOR_LENGTH = 200
@@ -32,19 +32,17 @@ class AuditEntry:
 
 def note_act(
     session: Session,
-    *,
-    endpoint_id: str,
-    tenant_id: str | None,
+    endpoint: EndpointRow | Row[*tuple[Any, ...]],
     actor: str,
     action: str,
     detail: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write down an act with the commit of ``session``; ``detail`` holds no secret."""
+    """Write down an act on ``endpoint`` with the commit of ``session``; ``detail`` holds no secret."""
     session.add(
         WebhookAuditRow(
             id=new_id(),
-            endpoint_id=endpoint_id,
-            tenant_id=tenant_id,
+            endpoint_id=endpoint.id,
+            tenant_id=endpoint.tenant_id,
             actor=actor[:_MAX_ACTOR_LENGTH],
             action=action,
             detail=dict(detail or {}),

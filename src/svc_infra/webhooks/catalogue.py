@@ -13,6 +13,7 @@ from svc_infra.canonical import plain_json
 from svc_infra.exceptions import InvalidPayload, InvalidTopic
 from svc_infra.webhooks.message import check_topic
 
+_SCHEMA_POINTER = "#/webhooks/{}/post/requestBody/content/application~1json/schema"
 _EXAMPLE_INSTANT = "2025-01-31T12:00:00Z"
 
 
@@ -91,8 +92,10 @@ class TopicCatalogue:
             raise InvalidTopic(f"the topic {topic!r:.80} is not in the catalogue: register it{hint}")
         _require_fit(found, payload)
 
-    def json_schema(self, topic: str) -> dict[str, Any]:
+    def json_schema(self, topic: str, *, at: str = "#") -> dict[str, Any]:
         """Return the JSON Schema (2020-12) of the topic's whole body, the envelope and its data.
+
+        ``at`` is the JSON pointer to the schema in the document that will hold it, for its references.
 
         Raises:
             InvalidTopic: it is not registered.
@@ -100,7 +103,7 @@ class TopicCatalogue:
         found = self._topics.get(topic)
         if found is None:
             raise InvalidTopic(f"the topic {topic!r:.80} is not in the catalogue")
-        data = found.model.model_json_schema(mode="serialization")
+        data = found.model.model_json_schema(mode="serialization", ref_template=f"{at}/$defs/{{model}}")
         definitions = data.pop("$defs", None)
         schema: dict[str, Any] = {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -123,6 +126,7 @@ class TopicCatalogue:
         return {topic.topic: {"post": self._operation(topic)} for topic in self}
 
     def _operation(self, topic: TopicType) -> dict[str, Any]:
+        schema = self.json_schema(topic.topic, at=_SCHEMA_POINTER.format(topic.topic))
         headers = [
             ("webhook-id", "The same at every attempt; process each id once."),
             ("webhook-timestamp", "Unix seconds of this attempt."),
@@ -143,7 +147,7 @@ class TopicCatalogue:
             ],
             "requestBody": {
                 "required": True,
-                "content": {"application/json": {"schema": self.json_schema(topic.topic)}},
+                "content": {"application/json": {"schema": schema}},
             },
             "responses": {"2XX": {"description": "Received; any other answer is tried again later."}},
         }
@@ -156,10 +160,33 @@ def _envelope(topic: TopicType) -> dict[str, Any]:
 
 def _require_fit(topic: TopicType, payload: Mapping[str, Any]) -> None:
     try:
-        topic.model.model_validate(payload)
+        model = topic.model.model_validate(payload)
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(map(str, fault['loc'])) or 'payload'}: {fault['msg']}"
             for fault in error.errors(include_url=False, include_input=False)
         )
         raise InvalidPayload(f"not a payload of {topic.topic}: {faults}") from None
+    promised = model.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    sent = plain_json(dict(payload), floats_allowed=False)
+    if (path := _converted(sent, promised, "")) is not None:
+        raise InvalidPayload(
+            f"not a payload of {topic.topic}: {path or 'payload'}: it only fits after a conversion, and is "
+            "sent as it is; pass what the model serializes to"
+        )
+
+
+def _converted(sent: Any, promised: Any, path: str) -> str | None:
+    """Return the path of the first value that is sent as another JSON type than the schema promises."""
+    if isinstance(sent, dict) and isinstance(promised, dict):
+        pairs = [(f"{path}.{key}".lstrip("."), sent[key], promised[key]) for key in promised if key in sent]
+    elif isinstance(sent, list) and isinstance(promised, list):
+        pairs = [
+            (f"{path}[{n}]", one, other) for n, (one, other) in enumerate(zip(sent, promised, strict=False))
+        ]
+    else:
+        return None if type(sent) is type(promised) else path
+    for pair in pairs:
+        if (found := _converted(pair[1], pair[2], pair[0])) is not None:
+            return found
+    return None

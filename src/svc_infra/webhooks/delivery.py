@@ -58,12 +58,14 @@ _SEND_FAILURES = frozenset(
     }
 )
 
-# What an endpoint's own headers never set: the framing and the identity of the request are ours.
+# What an endpoint's own headers never set: the framing and the identity of the request are ours, and who asks
+# for it is not to be made up. Cloud metadata services answer only to headers that no stranger's request has.
 RESERVED_HEADERS = frozenset(
-    "connection content-encoding content-length content-type cookie expect host http2-settings keep-alive "
-    "proxy-authorization proxy-connection te trailer transfer-encoding upgrade user-agent".split()
+    "connection content-encoding content-length content-type cookie expect forwarded host http2-settings "
+    "keep-alive metadata metadata-flavor proxy-authorization proxy-connection te trailer transfer-encoding "
+    "upgrade user-agent via x-http-method-override x-method-override x-real-ip".split()
 )
-RESERVED_PREFIXES = ("webhook-", "proxy-")
+RESERVED_PREFIXES = ("webhook-", "proxy-", "x-forwarded-", "x-aws-ec2-metadata-")
 
 
 @dataclass(frozen=True, slots=True)

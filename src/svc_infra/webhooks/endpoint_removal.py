@@ -50,14 +50,7 @@ def remove_endpoint(
     row.topics, row.secrets, row.headers = [], [], None
     session.flush()
     given_up = _end_what_waits(session, [endpoint_id], now=now)
-    note_act(
-        session,
-        endpoint_id=endpoint_id,
-        tenant_id=row.tenant_id,
-        actor=actor,
-        action="remove",
-        detail={"url": row.url, "given_up": given_up},
-    )
+    note_act(session, row, actor, "remove", {"url": row.url, "given_up": given_up})
     session.flush()
     return given_up
 

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
+from svc_infra.canonical import is_storable
 from svc_infra.clock import SystemClock
 from svc_infra.db.base import new_id
 from svc_infra.exceptions import InvalidEndpoint, NotFound
@@ -26,6 +27,7 @@ from svc_infra.webhooks.stored_options import shown_options, store_options
 from svc_infra.webhooks.topic_patterns import check_pattern
 
 _MAX_DESCRIPTION_LENGTH = 500
+_MAX_TOPICS = 100
 _ANY_URL = UrlPolicy(allow_http=True, ports=None)
 
 Signing = Literal["v1", "v1a"]
@@ -119,14 +121,7 @@ def add_endpoint(
     )
     store_options(row, options, rules.keys)
     session.add(row)
-    note_act(
-        session,
-        endpoint_id=row.id,
-        tenant_id=tenant_id,
-        actor=actor,
-        action="add",
-        detail={"url": without_query(url)},
-    )
+    note_act(session, row, actor, "add", {"url": without_query(url)})
     session.flush()
     return as_endpoint(row, secret)
 
@@ -166,14 +161,8 @@ def change_endpoint(
     if description is not None:
         row.description = _checked_description(description)
     given = {"url": url, "topics": topics, "description": description, "options": options}
-    note_act(
-        session,
-        endpoint_id=row.id,
-        tenant_id=row.tenant_id,
-        actor=actor,
-        action="change",
-        detail={"changed": [name for name, value in given.items() if value is not None]},
-    )
+    changed = [name for name, value in given.items() if value is not None]
+    note_act(session, row, actor, "change", {"changed": changed})
     session.flush()
     return as_endpoint(row)
 
@@ -205,6 +194,14 @@ def locked_row(session: Session, endpoint_id: str, *, tenant_id: str | None = No
     query = select(EndpointRow).where(EndpointRow.id == endpoint_id).with_for_update(key_share=True)
     row = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
     return _existing(row, endpoint_id, tenant_id)
+
+
+def is_owner(session: Session, endpoint_id: str, tenant_id: str | None) -> bool:
+    """Tell whether an endpoint is the tenant's; to the operator (no ``tenant_id``) belongs every one."""
+    if tenant_id is None:
+        return True
+    owner = select(EndpointRow.id).where(EndpointRow.id == endpoint_id, EndpointRow.tenant_id == tenant_id)
+    return session.scalar(owner) is not None
 
 
 class SqlWebhookEndpoints:
@@ -256,12 +253,17 @@ def make_secret(signing: Signing) -> str:
 def _checked_topics(topics: Sequence[str]) -> list[str]:
     if isinstance(topics, str) or not topics:
         raise InvalidEndpoint("an endpoint needs a list of at least one topic; ['*'] is every topic")
-    return [check_pattern(topic) for topic in dict.fromkeys(topics)]
+    chosen = list(dict.fromkeys(topics))
+    if len(chosen) > _MAX_TOPICS:
+        raise InvalidEndpoint(f"an endpoint has {_MAX_TOPICS} topics at most; use wildcards")
+    return [check_pattern(topic) for topic in chosen]
 
 
 def _checked_description(description: str) -> str:
-    if len(description) > _MAX_DESCRIPTION_LENGTH:
-        raise InvalidEndpoint(f"a description has {_MAX_DESCRIPTION_LENGTH} characters at most")
+    if len(description) > _MAX_DESCRIPTION_LENGTH or not is_storable(description):
+        raise InvalidEndpoint(
+            f"a description has {_MAX_DESCRIPTION_LENGTH} characters at most, and no NUL or lone surrogate"
+        )
     return description
 
 

@@ -12,7 +12,20 @@ from datetime import datetime
 from functools import cache
 from typing import Any, cast
 
-from sqlalchemy import Select, String, Table, Update, and_, bindparam, exists, func, null, select, update
+from sqlalchemy import (
+    Select,
+    String,
+    Table,
+    Update,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    null,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from svc_infra.db.base import IdText, UtcDateTime
@@ -69,6 +82,8 @@ def _lock(dialect: str) -> Select[Any]:
 
 @cache
 def _promote(dialect: str) -> Update:
+    # What a replay has given a place in its rate keeps it.
+    now = bindparam("now", type_=UtcDateTime)
     lanes = _LANES.table(dialect)
     waiting, active = _DELIVERIES.alias("waiting"), _DELIVERIES.alias("active")
     is_active = exists().where(
@@ -109,7 +124,7 @@ def _promote(dialect: str) -> Update:
         .values(
             state=DeliveryState.PENDING.value,
             hold_reason=null(),
-            run_at=bindparam("now", type_=UtcDateTime),
+            run_at=case((_DELIVERIES.c.run_at > now, _DELIVERIES.c.run_at), else_=now),
         )
         .returning(_DELIVERIES.c.id)
     )

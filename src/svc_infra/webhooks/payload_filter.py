@@ -7,9 +7,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from svc_infra.canonical import is_storable
 from svc_infra.exceptions import InvalidEndpoint
 
 MAX_CONDITIONS = 20
+MAX_VALUES = 100
+_MAX_TEXT_LENGTH = 500
+_MAX_INTEGER_BITS = 256
 _PATH = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 _SCALARS = (str, int, bool, type(None))
 _ABSENT = object()
@@ -30,12 +34,19 @@ def check_filter(conditions: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(path, str) or not _PATH.fullmatch(path):
             raise InvalidEndpoint(f"{path!r:.80} is no path into a payload; write it like 'plan.name'")
         one_of = wanted if isinstance(wanted, list) else [wanted]
-        if not one_of or not all(isinstance(value, _SCALARS) for value in one_of):
+        if not 0 < len(one_of) <= MAX_VALUES or not all(_can_be_compared(value) for value in one_of):
             raise InvalidEndpoint(
                 f"the filter on {path!r:.80} must be text, an integer, true, false or null, or a list of "
-                "these; decimals and instants stand in payloads as text"
+                f"up to {MAX_VALUES} of these; decimals and instants stand in payloads as text"
             )
     return dict(conditions)
+
+
+def _can_be_compared(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= _MAX_TEXT_LENGTH and is_storable(value)
+    is_small = not isinstance(value, int) or value.bit_length() <= _MAX_INTEGER_BITS
+    return isinstance(value, _SCALARS) and is_small
 
 
 def fits(conditions: Mapping[str, Any], data: Any) -> bool:

@@ -16,7 +16,7 @@ from svc_infra.db.rowset import Rowset
 from svc_infra.exceptions import InvalidEndpoint, NotFound
 from svc_infra.webhooks.audit import DEFAULT_ACTOR, note_act
 from svc_infra.webhooks.delivery import DeliveryState
-from svc_infra.webhooks.endpoints import locked_row
+from svc_infra.webhooks.endpoints import is_owner, locked_row
 from svc_infra.webhooks.message import encode_body, new_message_id
 from svc_infra.webhooks.models import DeliveryRow, EndpointRow
 from svc_infra.webhooks.operational import ENDPOINT_TEST, EndpointTest
@@ -44,20 +44,13 @@ def redeliver(
         InvalidEndpoint: the endpoint is disabled, or the delivery is being sent at this moment.
     """
     found = session.get(DeliveryRow, delivery_id, populate_existing=True)
-    if found is None:
+    if found is None or not is_owner(session, found.endpoint_id, tenant_id):
         raise NotFound(f"no delivery {delivery_id!r}; 'worker.py webhooks deliveries' shows them")
     endpoint = _enabled(session, found.endpoint_id, tenant_id)
     anything = [state.value for state in DeliveryState if state is not DeliveryState.SENDING]
     if not requeue(session, endpoint, [(delivery_id, now)], states=anything, trigger=MANUAL, now=now):
         raise InvalidEndpoint(f"the delivery {delivery_id!r} is being sent at this moment; look again later")
-    note_act(
-        session,
-        endpoint_id=endpoint.id,
-        tenant_id=endpoint.tenant_id,
-        actor=actor,
-        action="redeliver",
-        detail={"delivery_id": delivery_id},
-    )
+    note_act(session, endpoint, actor, "redeliver", {"delivery_id": delivery_id})
 
 
 def send_test(
@@ -101,14 +94,7 @@ def send_test(
         )
     )
     detail = {"message_id": message_id}
-    note_act(
-        session,
-        endpoint_id=endpoint.id,
-        tenant_id=endpoint.tenant_id,
-        actor=actor,
-        action="test",
-        detail=detail,
-    )
+    note_act(session, endpoint, actor, "test", detail)
     session.flush()
     return message_id
 

@@ -20,12 +20,14 @@ from svc_infra.db.outbox import OutboxMessageRow, OutboxState
 from svc_infra.exceptions import InvalidEndpoint, NotFound
 from svc_infra.webhooks.audit import DEFAULT_ACTOR, note_act
 from svc_infra.webhooks.delivery import DeliveryState
-from svc_infra.webhooks.endpoints import locked_row
+from svc_infra.webhooks.endpoints import is_owner, locked_row
 from svc_infra.webhooks.models import DeliveryRow, EndpointRow, ReplayRow
+from svc_infra.webhooks.operational import ENDPOINT_TEST
 from svc_infra.webhooks.payload_filter import data_of, fits
 from svc_infra.webhooks.redelivery import REPLAY, requeue
 from svc_infra.webhooks.relay import insert_deliveries
-from svc_infra.webhooks.topic_patterns import OPERATIONAL_PREFIX, check_pattern, is_wanted, matches
+from svc_infra.webhooks.retention import Retention
+from svc_infra.webhooks.topic_patterns import check_pattern, is_wanted, matches
 
 MISSING = "missing"
 DEFAULT_RATE_PER_SECOND = 100.0
@@ -37,6 +39,7 @@ REPLAYABLE = (
     MISSING,
 )
 _RUNNING, _COMPLETED, _CANCELLED = "running", "completed", "cancelled"
+_KEPT = Retention().delivered
 _WAIT_FOR_ENABLING = timedelta(seconds=60)
 
 
@@ -100,14 +103,8 @@ def start_replay(
         created_at=now,
     )
     session.add(row)
-    note_act(
-        session,
-        endpoint_id=endpoint.id,
-        tenant_id=endpoint.tenant_id,
-        actor=actor,
-        action="replay",
-        detail={"replay_id": row.id, "states": list(states), "topics": list(topics)},
-    )
+    asked = {"replay_id": row.id, "states": list(states), "topics": list(topics)}
+    note_act(session, endpoint, actor, "replay", asked)
     session.flush()
     return _as_replay(row)
 
@@ -126,33 +123,37 @@ def cancel_replay(
         NotFound: there is no such replay, or its endpoint is another tenant's.
     """
     row = session.get(ReplayRow, replay_id, with_for_update=True)
-    if row is None:
-        raise NotFound(f"no replay {replay_id!r}; 'worker.py webhooks replay --list' shows them")
+    if row is None or not is_owner(session, row.endpoint_id, tenant_id):
+        raise NotFound(f"no replay {replay_id!r}; 'worker.py webhooks replays' shows them")
     endpoint = locked_row(session, row.endpoint_id, tenant_id=tenant_id)
     if row.state == _RUNNING:
         row.state, row.finished_at = _CANCELLED, now
-        note_act(
-            session,
-            endpoint_id=endpoint.id,
-            tenant_id=endpoint.tenant_id,
-            actor=actor,
-            action="cancel_replay",
-            detail={"replay_id": row.id},
-        )
+        note_act(session, endpoint, actor, "cancel_replay", {"replay_id": row.id})
         session.flush()
     return _as_replay(row)
 
 
-def list_replays(session: Session, *, endpoint_id: str | None = None, limit: int = 100) -> list[Replay]:
-    """Return replays, newest first."""
+def list_replays(
+    session: Session, *, endpoint_id: str | None = None, tenant_id: str | None = None, limit: int = 100
+) -> list[Replay]:
+    """Return replays, newest first; given ``tenant_id``, only those to that tenant's endpoints."""
     query = select(ReplayRow).order_by(ReplayRow.id.desc()).limit(limit)
+    if tenant_id is not None:
+        theirs = select(EndpointRow.id).where(EndpointRow.tenant_id == tenant_id)
+        query = query.where(ReplayRow.endpoint_id.in_(theirs))
     if endpoint_id is not None:
         query = query.where(ReplayRow.endpoint_id == endpoint_id)
     return [_as_replay(row) for row in session.scalars(query)]
 
 
-def advance_replay(session: Session, *, now: datetime, batch_size: int = BATCH_SIZE) -> bool:
-    """Do the next batch of one replay that is due, beside any number of others; False if none is."""
+def advance_replay(
+    session: Session, *, now: datetime, batch_size: int = BATCH_SIZE, kept: timedelta = _KEPT
+) -> bool:
+    """Do the next batch of one replay that is due, beside any number of others; False if none is.
+
+    ``kept`` is for how long finished deliveries are kept: that there is none of an older message does not say
+    that there never was one.
+    """
     replay = session.scalars(
         select(ReplayRow)
         .where(ReplayRow.state == _RUNNING, ReplayRow.next_at <= now)
@@ -169,7 +170,7 @@ def advance_replay(session: Session, *, now: datetime, batch_size: int = BATCH_S
         return True
     messages = _next_messages(session, replay, endpoint, batch_size)
     wanted = [message for message in messages if _is_wanted(message, replay, endpoint)]
-    queued = _queue(session, replay, endpoint, wanted, now)
+    queued = _queue(session, replay, endpoint, wanted, now, known_since=now - kept)
     replay.queued += queued
     replay.next_at = now + timedelta(seconds=queued / replay.rate_per_second)
     if messages:
@@ -184,7 +185,7 @@ def _next_messages(
     session: Session, replay: ReplayRow, endpoint: EndpointRow, batch_size: int
 ) -> Sequence[Row[Any]]:
     message = OutboxMessageRow
-    columns: list[Any] = [message.id, message.topic, message.tenant_id, message.key]
+    columns: list[Any] = [message.id, message.topic, message.tenant_id, message.key, message.occurred_at]
     if endpoint.payload_filter:
         columns.append(message.body)
     query = select(*columns).where(
@@ -213,7 +214,12 @@ def _is_wanted(message: Row[Any], replay: ReplayRow, endpoint: EndpointRow) -> b
 
 
 def _queue(
-    session: Session, replay: ReplayRow, endpoint: EndpointRow, wanted: Sequence[Row[Any]], now: datetime
+    session: Session,
+    replay: ReplayRow,
+    endpoint: EndpointRow,
+    wanted: Sequence[Row[Any]],
+    now: datetime,
+    known_since: datetime,
 ) -> int:
     """Make the deliveries of ``wanted`` due, one after the other at the replay's rate."""
     if not wanted:
@@ -228,7 +234,7 @@ def _queue(
         found = existing.get(message.id)
         if found is not None and found.state in replay.states:
             chosen.append(found.id)
-        elif found is None and MISSING in replay.states and not message.topic.startswith(OPERATIONAL_PREFIX):
+        elif found is None and MISSING in replay.states and _is_missing(message, endpoint, known_since):
             # Held until all of the batch is made due in its order, by one statement below.
             lane_key = message.key if endpoint.ordering == "key" else None
             held = DeliveryState.HELD.value
@@ -239,6 +245,13 @@ def _queue(
     due = [(delivery_id, now + place * step) for place, delivery_id in enumerate(chosen)]
     states = {*replay.states, DeliveryState.HELD.value} if missing else set(replay.states)
     return requeue(session, endpoint, due, states=sorted(states), trigger=REPLAY, now=now)
+
+
+def _is_missing(message: Row[Any], endpoint: EndpointRow, known_since: datetime) -> bool:
+    """Tell whether a message without a delivery never had one; else that it was delivered is forgotten."""
+    if message.topic == ENDPOINT_TEST:  # sent to the one endpoint that is tried
+        return False
+    return bool(message.occurred_at < endpoint.created_at or message.occurred_at >= known_since)
 
 
 def _as_replay(row: ReplayRow) -> Replay:

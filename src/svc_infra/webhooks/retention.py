@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from svc_infra.db.outbox import OutboxMessageRow, OutboxState
 from svc_infra.webhooks.delivery import DeliveryState
-from svc_infra.webhooks.models import DeliveryAttemptRow, DeliveryRow
+from svc_infra.webhooks.models import DeliveryAttemptRow, DeliveryRow, ReplayRow
 
 BATCH_SIZE = 1_000
 
@@ -44,6 +44,12 @@ def prune_deliveries(
         DeliveryRow.created_at < now - retention.dead,
     )
     return count + _delete(session, list(session.scalars(held.limit(limit))))
+
+
+def prune_replays(session: Session, *, retention: Retention, now: datetime) -> int:
+    """Delete replays that ended as long ago as dead deliveries are kept; return how many."""
+    ended = delete(ReplayRow).where(ReplayRow.finished_at < now - retention.dead).returning(ReplayRow.id)
+    return len(session.execute(ended.execution_options(synchronize_session=False)).all())
 
 
 def prune_messages(

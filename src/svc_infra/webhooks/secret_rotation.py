@@ -51,14 +51,7 @@ def rotate_secret(
         now=now,
         overlap_seconds=overlap_seconds,
     )
-    note_act(
-        session,
-        endpoint_id=row.id,
-        tenant_id=row.tenant_id,
-        actor=actor,
-        action="rotate_secret",
-        detail={"overlap_seconds": overlap_seconds},
-    )
+    note_act(session, row, actor, "rotate_secret", {"overlap_seconds": overlap_seconds})
     session.flush()
     return as_endpoint(row, secret)
 

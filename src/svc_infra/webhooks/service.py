@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from svc_infra import failpoints
+from svc_infra.canonical import is_storable
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.db.outbox import (
     MAX_KEY_LENGTH,
@@ -229,6 +230,9 @@ class WebhookService:
 
 
 def _checked_key(key: str | None) -> str | None:
-    if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
-        raise InvalidPayload(f"the key of a message has 1 to {MAX_KEY_LENGTH} characters")
+    # One that the database refuses would end the transaction of the business change.
+    if key is not None and (not 0 < len(key) <= MAX_KEY_LENGTH or not is_storable(key)):
+        raise InvalidPayload(
+            f"the key of a message has 1 to {MAX_KEY_LENGTH} characters, no NUL or lone surrogate among them"
+        )
     return key

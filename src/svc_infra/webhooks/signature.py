@@ -95,10 +95,15 @@ def sign(message_id: str, timestamp: int, body: bytes, secrets: Sequence[str]) -
     """
     if "." in message_id or not message_id:
         raise InvalidPayload("a message id is not empty and contains no dot; make it with new_message_id()")
-    if not secrets:
-        raise InvalidSecret("an endpoint needs at least one signing secret")
+    _require_secrets(secrets)
     content = _signed_content(message_id, str(timestamp), body)
     return " ".join(_signature(secret, content) for secret in secrets)
+
+
+def _require_secrets(secrets: Sequence[str]) -> None:
+    # A text is a sequence of texts, too: each of its letters would be a secret that anybody could sign with.
+    if isinstance(secrets, str) or not secrets:
+        raise InvalidSecret("give a list of at least one signing secret")
 
 
 def verify(
@@ -120,8 +125,7 @@ def verify(
             signature matches. The message tells nothing that would help a forger.
         InvalidSecret: one of ``secrets`` cannot be used, or there is none.
     """
-    if not secrets:
-        raise InvalidSecret("verifying needs at least one signing secret")
+    _require_secrets(secrets)
     by_name = {name.lower(): value for name, value in headers.items()}
     message_id = _required(by_name, ID_HEADER)
     timestamp = _required(by_name, TIMESTAMP_HEADER)

@@ -12,7 +12,7 @@ from svc_infra.clock import Clock, SystemClock
 from svc_infra.jobs.loop import run_loop
 from svc_infra.webhooks.endpoint_removal import clear_removed
 from svc_infra.webhooks.replay import advance_replay
-from svc_infra.webhooks.retention import Retention, prune_deliveries, prune_messages
+from svc_infra.webhooks.retention import Retention, prune_deliveries, prune_messages, prune_replays
 
 _PRUNE_SECONDS = 60.0
 
@@ -41,7 +41,11 @@ class WebhookUpkeep:
     async def advance(self) -> bool:
         """Do one batch of a replay; False if none is due."""
         async with self._session_factory.begin() as session:
-            has_advanced = await session.run_sync(advance_replay, now=self._clock.now())
+            has_advanced = await session.run_sync(
+                advance_replay,
+                now=self._clock.now(),
+                kept=min(self._retention.delivered, self._retention.dead),
+            )
         if has_advanced and self._on_queued is not None:
             self._on_queued()
         return has_advanced
@@ -82,4 +86,6 @@ class WebhookUpkeep:
 
     async def _clear_removed(self) -> int:
         async with self._session_factory.begin() as session:
-            return await session.run_sync(clear_removed, now=self._clock.now())
+            now = self._clock.now()
+            replays = await session.run_sync(prune_replays, retention=self._retention, now=now)
+            return replays + await session.run_sync(clear_removed, now=now)

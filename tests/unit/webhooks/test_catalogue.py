@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import pytest
@@ -118,3 +120,23 @@ def test_a_worker_knows_billings_topics_its_own_and_the_applications(topics: Top
     theirs.add("billing.invoice.created", OrderPaid, description="Mine.", example=EXAMPLE)
     with pytest.raises(InvalidTopic, match="registered twice"):
         catalogue(Application(topics=theirs))
+
+
+def test_the_references_of_a_nested_model_lead_somewhere_in_both_documents(topics: TopicCatalogue) -> None:
+    for whole in (topics.json_schema("shop.order.paid"), {"webhooks": topics.openapi_webhooks()}):
+        (pointer,) = set(re.findall(r'"\$ref": "#/([^"]+)"', json.dumps(whole)))
+        found: Any = whole
+        for part in pointer.split("/"):
+            found = found[part.replace("~1", "/")]
+        assert found["title"] == "Line"
+
+
+class Parcel(BaseModel):
+    pieces: int
+
+
+def test_what_would_only_fit_after_a_conversion_does_not_fit() -> None:
+    topics = TopicCatalogue()
+    topics.add("shop.parcel.sent", Parcel, description="A parcel was sent.", example={"pieces": 1})
+    with pytest.raises(InvalidPayload, match="pieces"):
+        topics.require("shop.parcel.sent", {"pieces": "1"})

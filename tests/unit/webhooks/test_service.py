@@ -135,3 +135,11 @@ def test_add_webhooks_imports_without_fastapi() -> None:
         "import sys; sys.modules['fastapi'] = sys.modules['starlette'] = None; import svc_infra.webhooks.add"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", blocked], check=True)
+
+
+@pytest.mark.parametrize("key", ["", "a" * 256, "a\0b", "a\ud800"])
+@pytest.mark.parametrize("name", ["key", "idempotency_key"])
+def test_a_key_that_a_database_would_refuse_is_refused_at_publish(name: str, key: str) -> None:
+    service = WebhookService(outbox=InMemoryOutboxStore(), subs=InMemoryWebhookSubscriptions())
+    with pytest.raises(InvalidPayload, match="key of a message"):
+        service.publish("a.b", {}, **{name: key})

@@ -198,3 +198,12 @@ def test_foreign_libraries_refuse_a_changed_body() -> None:
 def test_hostile_input_ends_in_our_errors_only(given: dict[str, str], body: bytes) -> None:
     with pytest.raises(SvcInfraError):
         verify(headers("v1,x") | given, body, [SECRET], now=NOW)
+
+
+def test_a_secret_without_its_list_is_an_error_and_not_a_list_of_letters() -> None:
+    forged = {"webhook-id": "msg_1", "webhook-timestamp": str(int(datetime.now(UTC).timestamp()))}
+    forged["webhook-signature"] = sign("msg_1", int(forged["webhook-timestamp"]), b"{}", ["w"])
+    with pytest.raises(InvalidSecret, match="list"):
+        verify(forged, b"{}", new_secret())
+    with pytest.raises(InvalidSecret, match="list"):
+        sign("msg_1", 1, b"{}", "sekrit")

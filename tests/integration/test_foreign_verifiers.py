@@ -1,11 +1,13 @@
-"""Our signatures before the JavaScript libraries that subscribers use, over real HTTP.
+"""Our signatures before the libraries that subscribers use, Python and JavaScript, over real HTTP.
 
-Needs node, and the two packages that ``make node-deps`` installs into the environment; says so when they
-are missing.
+JavaScript needs node, and the two packages that ``make node-deps`` installs into the environment; a test says
+so when they are missing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shutil
 import subprocess
 import sys
@@ -18,14 +20,14 @@ import pytest
 
 from svc_infra.testing.webhooks import loopback_sender
 from svc_infra.webhooks.delivery import Answer, EndpointTarget, OutgoingRequest, prepare
-from svc_infra.webhooks.ed25519 import new_private_key
+from svc_infra.webhooks.ed25519 import new_private_key, public_key
 from svc_infra.webhooks.message import Message, encode_body
 from svc_infra.webhooks.signature import new_secret
 from svc_infra.webhooks.transport import HttpSender
 
 MODULES = Path(sys.prefix) / "webhook-verifiers" / "node_modules"
-RECEIVER = Path(__file__).parents[1] / "foreign" / "receiver.cjs"
-SECRET = new_secret()
+FOREIGN = Path(__file__).parents[1] / "foreign"
+SECRET, PRIVATE_KEY = new_secret(), new_private_key()
 OCCURRED_AT = datetime(1997, 1, 1, tzinfo=UTC)
 BODY = encode_body("billing.invoice.created", OCCURRED_AT, {"invoice_id": "inv_1", "name": "Zoë ☃ 𝄞"})
 MESSAGE = Message("msg_0123456789abcdef", "billing.invoice.created", "acme", BODY, OCCURRED_AT)
@@ -33,15 +35,28 @@ MESSAGE = Message("msg_0123456789abcdef", "billing.invoice.created", "acme", BOD
 BOTH_VERIFY, BOTH_REFUSE = b"yy", b"nn"
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+def _python() -> list[str]:
+    return [sys.executable, str(FOREIGN / "receiver.py"), SECRET, public_key(PRIVATE_KEY)]
+
+
+def _node() -> list[str]:
     node = shutil.which("node")
     if node is None:
         pytest.skip("FOREIGN VERIFIERS NOT RUN: node is missing; install Node.js 18 or newer")
     if not MODULES.is_dir():
         pytest.skip("FOREIGN VERIFIERS NOT RUN: the npm packages are missing; run 'make node-deps'")
-    command = [node, str(RECEIVER), str(MODULES), SECRET]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    return [node, str(FOREIGN / "receiver.cjs"), str(MODULES), SECRET]
+
+
+@pytest.fixture(scope="module", params=[_python, _node], ids=["python", "node"])
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    with _serving(request.param()) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def _serving(command: list[str], environment: dict[str, str] | None = None) -> Iterator[str]:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout is not None
             yield f"http://127.0.0.1:{int(process.stdout.readline())}/"
@@ -109,3 +124,26 @@ async def test_an_attempt_that_is_too_old_or_from_the_future_is_refused(
     url: str, sender: HttpSender, age_seconds: int
 ) -> None:
     assert await verdict_of(sender, request_to(url, SECRET, age_seconds=age_seconds)) == BOTH_REFUSE
+
+
+async def test_the_asymmetric_signature_is_verified_with_the_public_key_alone(sender: HttpSender) -> None:
+    with _serving(_python()) as url:
+        good = request_to(f"{url}v1a", SECRET, new_private_key(), PRIVATE_KEY)
+        assert await verdict_of(sender, good) == b"y"
+        assert await verdict_of(sender, replace(good, body=good.body + b" ")) == b"n"
+        assert await verdict_of(sender, request_to(f"{url}v1a", SECRET, new_private_key())) == b"n"
+
+
+async def test_the_receiver_of_the_how_to_works_in_node(sender: HttpSender, tmp_path: Path) -> None:
+    node, *_ = _node()
+    page = (FOREIGN.parents[1] / "docs" / "howto" / "webhooks.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"^```js\n(.+?)^```", page, re.MULTILINE | re.DOTALL)
+    file = tmp_path / "receiver.cjs"
+    file.write_text(script, encoding="utf-8")
+    environment = {"NODE_PATH": str(MODULES), "WEBHOOK_SECRET": SECRET, "PORT": "0"}
+    with _serving([node, str(file)], environment) as url:
+        good = request_to(url, new_secret(), SECRET)
+        for request, status in ((good, 204), (replace(good, body=b"{}"), 401)):
+            answer = await sender.send(request)
+            assert isinstance(answer, Answer)
+            assert answer.status == status
