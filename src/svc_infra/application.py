@@ -26,6 +26,7 @@ import sys
 from dataclasses import dataclass, field
 from importlib import import_module
 
+from svc_infra.billing.provider import ProviderSync
 from svc_infra.exceptions import InvalidSettings
 from svc_infra.jobs.handlers import Handlers
 from svc_infra.jobs.scheduler import Schedule
@@ -34,11 +35,16 @@ from svc_infra.webhooks.catalogue import TopicCatalogue
 
 @dataclass
 class Application:
-    """What an application adds to a worker beside billing's own handlers, schedules and topics."""
+    """What an application adds to a worker beside billing's own handlers, schedules and topics.
+
+    ``provider_sync(invoice, lines)`` mirrors each finalized invoice to a payment provider and returns the id
+    that it has there; see ``svc_infra.billing.provider.ProviderSync``.
+    """
 
     handlers: Handlers = field(default_factory=Handlers)
     schedules: list[Schedule] = field(default_factory=list)
     topics: TopicCatalogue = field(default_factory=TopicCatalogue)
+    provider_sync: ProviderSync | None = None
 
 
 def load_application(reference: str) -> Application:

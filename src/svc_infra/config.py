@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
@@ -93,6 +93,8 @@ class BillingSettings(_Section):
     aggregate_seconds: float = Field(2.0, gt=0)
     usage_past_days: float = Field(0, ge=0)
     usage_future_seconds: float = Field(86400, ge=0)
+    quotas_without_entitlement: Literal["refuse", "allow"] = "refuse"
+    provider: Literal["none", "stripe"] = "none"
 
 
 class ApiSettings(_Section):
@@ -103,6 +105,13 @@ class ApiSettings(_Section):
 class MonitoringSettings(_Section):
     host: str = "127.0.0.1"
     port: int = Field(0, ge=0, le=65535)
+
+
+class StripeSettings(_Section):
+    api_key: SecretStr = SecretStr("")
+    days_until_due: int = Field(30, ge=0)
+    timeout_seconds: float = Field(30.0, gt=0)
+    base_url: str = ""
 
 
 class LogSettings(_Section):
@@ -134,6 +143,7 @@ class Settings(BaseSettings):
     webhooks: WebhookSettings = WebhookSettings()
     billing: BillingSettings = BillingSettings()
     api: ApiSettings = ApiSettings()
+    stripe: StripeSettings = StripeSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
     log: LogSettings = LogSettings()
 

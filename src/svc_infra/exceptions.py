@@ -121,7 +121,17 @@ class NotFound(SvcInfraError):
 
 
 class QuotaExceeded(SvcInfraError):
-    """The plan's limit for this window is used up."""
+    """The plan's limit for this window is used up; ``retry_after_seconds`` says when it is renewed."""
+
+    retry_after_seconds: float | None = None
+
+
+class ProviderRefused(SvcInfraError):
+    """A payment provider cannot take an invoice as it is; trying again would not help."""
+
+
+class ProviderUnavailable(SvcInfraError):
+    """A payment provider did not answer or has too much to do; try again later."""
 
 
 # --- the HTTP API -----------------------------------------------------------------------------------------

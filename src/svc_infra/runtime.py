@@ -14,12 +14,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from svc_infra.application import Application
 from svc_infra.billing import jobs as billing_jobs
 from svc_infra.billing import runs
+from svc_infra.billing.provider import register_provider_sync
+from svc_infra.billing.stripe_provider import StripeProvider
 from svc_infra.billing.topics import billing_topics
 from svc_infra.billing.usage_follower import UsageFollower
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.config import Settings, WebhookSettings, WorkerSettings
 from svc_infra.db.outbox import SqlOutboxStore
 from svc_infra.db.session import make_session_factory
+from svc_infra.exceptions import InvalidSettings
 from svc_infra.jobs.handlers import Handlers
 from svc_infra.jobs.job import JobState
 from svc_infra.jobs.maintenance import Maintenance
@@ -47,7 +50,10 @@ from svc_infra.webhooks.upkeep import WebhookUpkeep
 class Runtime:
     """Everything that a worker process runs, on one database and one clock.
 
-    The engine and the sender belong to the caller, who closes them.
+    The engine and the sender belong to the caller, who closes them; ``aclose`` closes what is its own.
+
+    Raises:
+        InvalidSettings: a setting cannot be used, or both the settings and the application name a provider.
     """
 
     def __init__(
@@ -101,6 +107,7 @@ class Runtime:
         self.usage_follower = UsageFollower(
             self.session_factory, self.clock, poll_seconds=settings.billing.aggregate_seconds
         )
+        self._stripe = self._stripe_provider(application)
         self.handlers = self._handlers(application)
         self.worker = self._worker()
         self.scheduler = Scheduler(
@@ -121,9 +128,36 @@ class Runtime:
             parts.create_task(self.webhook_upkeep.run(stop))
             parts.create_task(self.usage_follower.run(stop))
 
+    async def aclose(self) -> None:
+        """Close the connections to the payment provider of the settings."""
+        if self._stripe is not None:
+            await self._stripe.aclose()
+
+    def _stripe_provider(self, application: Application) -> StripeProvider | None:
+        if self.settings.billing.provider == "none":
+            return None
+        if application.provider_sync is not None:
+            raise InvalidSettings(
+                f"billing.provider is {self.settings.billing.provider!r} and the application has a "
+                "provider_sync: keep one of them"
+            )
+        stripe = self.settings.stripe
+        return StripeProvider(
+            self.session_factory,
+            stripe.api_key.get_secret_value().strip(),
+            base_url=stripe.base_url or None,
+            days_until_due=stripe.days_until_due,
+            timeout_seconds=stripe.timeout_seconds,
+            clock=self.clock,
+        )
+
     def _handlers(self, application: Application) -> Handlers:
         handlers = Handlers(self.session_factory, clock=self.clock)
-        billing_jobs.register(handlers, self.webhooks, clock=self.clock)
+        provider_sync = self._stripe or application.provider_sync
+        has_provider = provider_sync is not None
+        billing_jobs.register(handlers, self.webhooks, clock=self.clock, has_provider=has_provider)
+        if provider_sync is not None:
+            register_provider_sync(handlers, self.session_factory, provider_sync)
         runs.register(handlers, clock=self.clock, default_currency=self.settings.billing.currency)
         handlers.include(application.handlers)
         return handlers

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 import httpx
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, HTTPException
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from svc_infra.api.fastapi.dependencies import Principal, get_clock, get_principal, get_session_factory
+from svc_infra.api.fastapi.dependencies import (
+    Principal,
+    get_billing_settings,
+    get_clock,
+    get_principal,
+    get_session_factory,
+)
 from svc_infra.billing.catalog import parse_catalog
 from svc_infra.billing.catalog_store import apply_catalog
 from svc_infra.billing.entitlements import Quota, Window, quota_of
@@ -19,6 +27,7 @@ from svc_infra.billing.quotas import EXCEEDED_HEADER, require_quota
 from svc_infra.billing.subscriptions import NewSubscription, subscribe_many
 from svc_infra.billing.usage import NewUsage, record_many
 from svc_infra.clock import FixedClock
+from svc_infra.config import BillingSettings
 from svc_infra.exceptions import InvalidSettings, QuotaExceeded
 
 Sessions = async_sessionmaker[AsyncSession]
@@ -55,18 +64,30 @@ async def quota(session_factory: Sessions, window: Window = "day") -> Quota | No
         return await session.run_sync(quota_of, "t1", "reports", window, now=NOW)
 
 
-async def get(session_factory: Sessions, *, soft: bool = False) -> httpx.Response:
+async def get(
+    session_factory: Sessions,
+    *,
+    soft: bool = False,
+    query: str = "",
+    settings: BillingSettings | None = None,
+    **options: Any,
+) -> httpx.Response:
     app = FastAPI()
+    app.dependency_overrides[get_billing_settings] = lambda: settings or BillingSettings()
     app.dependency_overrides[get_principal] = lambda: Principal("t1")
     app.dependency_overrides[get_session_factory] = lambda: session_factory
     app.dependency_overrides[get_clock] = lambda: FixedClock(NOW)
 
-    @app.get("/", dependencies=[Depends(require_quota("reports", window="day", soft=soft))])
-    async def report() -> dict[str, bool]:
+    @app.get("/", dependencies=[Depends(require_quota("reports", window="day", soft=soft, **options))])
+    async def report(fails: bool = False, records: str = "") -> dict[str, bool]:
+        if fails:
+            raise HTTPException(400)
+        if records:
+            await use(session_factory, (records, NOW))
         return {"ok": True}
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-        return await client.get("/")
+        return await client.get("/", params=query)
 
 
 async def test_used_is_the_exact_sum_of_the_tenants_local_day(session_factory: Sessions) -> None:
@@ -94,22 +115,53 @@ async def test_limits_of_several_active_plans_add_up(session_factory: Sessions) 
     assert found.limit == 7
 
 
-async def test_a_request_passes_below_the_limit_and_is_refused_at_it(session_factory: Sessions) -> None:
+async def test_a_request_takes_one_and_is_refused_where_that_exceeds_the_limit(
+    session_factory: Sessions,
+) -> None:
     await on(session_factory, "small")
-    await use(session_factory, ("1.999999999999", JANUARY.replace(day=15)))
     assert (await get(session_factory)).status_code == 200
     await use(session_factory, ("0.000000000001", NOW))
-    with pytest.raises(QuotaExceeded, match="2 of 2 reports used in this day; it is renewed at 2025-01-16"):
+    with pytest.raises(
+        QuotaExceeded, match=r"1\.0+1 of 2 reports used in this day; it is renewed at 2025"
+    ) as e:
         await get(session_factory)
+    assert e.value.retry_after_seconds == 12 * 3600
 
 
 async def test_a_soft_quota_lets_through_and_says_so(session_factory: Sessions) -> None:
     await on(session_factory, "small")
     await use(session_factory, ("1", JANUARY.replace(day=15)))
     assert EXCEEDED_HEADER not in (await get(session_factory, soft=True)).headers
-    await use(session_factory, ("2", NOW))
     answer = await get(session_factory, soft=True)
     assert (answer.status_code, answer.headers[EXCEEDED_HEADER]) == (200, "3 of 2 reports used in this day")
+
+
+async def test_of_requests_at_once_no_more_pass_than_the_limit_allows(session_factory: Sessions) -> None:
+    await on(session_factory, "small", "extra")
+    answers = await asyncio.gather(*(get(session_factory) for _ in range(20)), return_exceptions=True)
+    assert sum(isinstance(answer, httpx.Response) for answer in answers) == 7
+
+
+async def test_an_endpoint_that_fails_gives_back_what_it_took(session_factory: Sessions) -> None:
+    await on(session_factory, "small")
+    for _ in range(3):
+        assert (await get(session_factory, query="fails=1")).status_code == 400
+    found = await quota(session_factory)
+    assert found is not None
+    assert found.used == 0
+
+
+async def test_usage_that_the_endpoint_records_itself_counts_once(session_factory: Sessions) -> None:
+    await on(session_factory, "small")
+    assert (await get(session_factory, records_usage=True, query="records=1")).status_code == 200
+    found = await quota(session_factory)
+    assert found is not None
+    assert found.used == 1
+
+
+async def test_without_an_entitlement_a_policy_may_let_through_uncounted(session_factory: Sessions) -> None:
+    allow = BillingSettings(quotas_without_entitlement="allow")
+    assert (await get(session_factory, settings=allow)).status_code == 200
 
 
 @pytest.mark.parametrize("soft", [False, True])

@@ -11,26 +11,15 @@ import tomllib
 from dataclasses import dataclass, field
 from typing import Any
 
+from svc_infra.billing.catalog_entitlement import ALWAYS, EntitlementSpec, read_entitlement
 from svc_infra.billing.catalog_price import PriceSpec, read_price
-from svc_infra.billing.money import MAX_MINOR
 from svc_infra.billing.toml_lines import key_lines
-from svc_infra.billing.toml_table import KEY_LENGTH, METRIC_LENGTH, NAME_LENGTH, Origin, Table, nearest
+from svc_infra.billing.toml_table import KEY_LENGTH, NAME_LENGTH, Origin, Table, nearest
 from svc_infra.exceptions import InvalidCatalog
 
 __all__ = ["Catalog", "EntitlementSpec", "PlanSpec", "PriceSpec", "parse_catalog"]
 
 _PLAN_KEYS = ("key", "name", "description", "default", "entitlements")
-_ENTITLEMENT_KEYS = ("key", "limit", "window")
-_WINDOWS = ("day", "month")
-
-
-@dataclass(frozen=True, slots=True)
-class EntitlementSpec:
-    """How much of ``key`` a plan allows in each window (the tenant's day or month)."""
-
-    key: str
-    limit: int
-    window: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +85,10 @@ def _entitlements(plan: Table) -> tuple[EntitlementSpec, ...]:
     seen: dict[tuple[str, str], int] = {}
     found = []
     for table in plan.tables("entitlements"):
-        table.refuse_unknown_keys(_ENTITLEMENT_KEYS)
-        key = table.required_text("key", METRIC_LENGTH)
-        window = table.choice("window", _WINDOWS)
-        if window is None:
-            raise table.error("window is missing; it is 'day' or 'month'")
-        limit = table.values.get("limit")
-        if type(limit) is not int or not 0 <= limit <= MAX_MINOR:  # a bool is an int, too, but no limit
-            raise table.error("limit must be a whole number of 0 or more, without quotes", "limit")
-        _refuse_repeated(seen, (key, window), table, f"entitlement {key!r} per {window}")
-        found.append(EntitlementSpec(key, limit, window))
+        item = read_entitlement(table)
+        name = f"entitlement {item.key!r}" + ("" if item.window == ALWAYS else f" per {item.window}")
+        _refuse_repeated(seen, (item.key, item.window), table, name)
+        found.append(item)
     return tuple(found)
 
 

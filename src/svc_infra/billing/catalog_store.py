@@ -10,6 +10,7 @@ from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.catalog import Catalog, PlanSpec
+from svc_infra.billing.catalog_entitlement import ALWAYS
 from svc_infra.billing.catalog_prices import PriceChange, apply_prices, price_terms, version_start
 from svc_infra.billing.first_use import ready
 from svc_infra.billing.models import Plan, PlanEntitlement
@@ -102,9 +103,15 @@ def _apply_entitlements(
     for item in spec.entitlements:
         new = PlanEntitlement(id=new_id(), plan_id=plan.id, key=item.key, window=item.window, created_at=now)
         name = f"entitlement {item.key} per {item.window} of plan {spec.key}"
-        _put(
-            session, known.get((item.key, item.window)), new, {"limit_per_window": item.limit}, name, changes
-        )
+        if item.window == ALWAYS:
+            name = f"entitlement {item.key} of plan {spec.key}"
+        wanted = {
+            "limit_per_window": item.limit,
+            "is_soft": item.is_soft,
+            "alert_percents": list(item.alert_percents),
+            "value": item.value,
+        }
+        _put(session, known.get((item.key, item.window)), new, wanted, name, changes)
 
 
 def _put(

@@ -12,11 +12,13 @@ from sqlalchemy.orm import Session
 
 from svc_infra import failpoints
 from svc_infra.billing.aggregation import DayKey, DayTotal, recompute
+from svc_infra.billing.entitlements import announce_recorded
 from svc_infra.billing.first_use import ready
 from svc_infra.billing.invoicing import InvoiceRequest, generate_invoices
 from svc_infra.billing.metrics import AGGREGATE_MILLISECONDS, INVOICES_GENERATED
 from svc_infra.billing.money import normalize_currency
 from svc_infra.billing.periods import day_bounds
+from svc_infra.billing.provider import enqueue_sync
 from svc_infra.billing.schemas import (
     AggregateDaily,
     GenerateMonthlyInvoice,
@@ -104,15 +106,20 @@ def make_billing_job_handler(
     return handlers
 
 
-def register(handlers: Handlers, webhooks: Publisher, *, clock: Clock | None = None) -> None:
-    """Add the handlers of both jobs, which publish through ``webhooks``."""
+def register(
+    handlers: Handlers, webhooks: Publisher, *, clock: Clock | None = None, has_provider: bool = False
+) -> None:
+    """Add the handlers of both jobs, which publish through ``webhooks``.
+
+    With ``has_provider`` each new invoice gets its ``billing.sync_invoice`` in the same transaction.
+    """
     time = clock or SystemClock()
 
     async def aggregate_daily(jobs: Sequence[Job], session: AsyncSession) -> Mapping[str, Outcome]:
         return await session.run_sync(_aggregate_daily, jobs, webhooks, time.now())
 
     async def generate_monthly_invoice(jobs: Sequence[Job], session: AsyncSession) -> Mapping[str, Outcome]:
-        return await session.run_sync(_generate_monthly_invoice, jobs, webhooks, time.now())
+        return await session.run_sync(_generate_monthly_invoice, jobs, webhooks, time.now(), has_provider)
 
     handlers.add_batch(AGGREGATE_DAILY, aggregate_daily, batch_size=BATCH_SIZE)
     handlers.add_batch(GENERATE_MONTHLY_INVOICE, generate_monthly_invoice, batch_size=BATCH_SIZE)
@@ -135,15 +142,17 @@ def _aggregate_daily(
     failpoints.reached("handler_before_writes")
     totals = recompute(session, keys, now=now, will_publish=True)
     webhooks.publish_many(session, [_aggregated(day, now) for day in totals if not day.is_published])
+    changed = [(*day.key[:2], day.key.day.start) for day in totals if not day.is_published]
+    announce_recorded(session, changed, now=now, webhooks=webhooks)
     failpoints.reached("handler_after_writes")
     AGGREGATE_MILLISECONDS.observe((perf_counter() - started) * 1000)
     return refused
 
 
 def _generate_monthly_invoice(
-    session: Session, jobs: Sequence[Job], webhooks: Publisher, now: datetime
+    session: Session, jobs: Sequence[Job], webhooks: Publisher, now: datetime, has_provider: bool
 ) -> dict[str, Outcome]:
-    """Make the invoices of the jobs and publish those that did not exist before."""
+    """Make the invoices of the jobs, publish those that did not exist before, and have them mirrored."""
     ready(session)
     payloads, outcomes = _parsed(jobs, GenerateMonthlyInvoice)
     requests = [
@@ -159,6 +168,9 @@ def _generate_monthly_invoice(
         elif result.is_new and result.invoice_id is not None:
             created.append(_created(request, result.invoice_id, now))
     webhooks.publish_many(session, created)
+    if has_provider:
+        mirrored = [(each.payload["tenant_id"], each.payload["invoice_id"]) for each in created]
+        enqueue_sync(session, mirrored, now=now)
     failpoints.reached("handler_after_writes")
     if created:
         call_after_commit(session, lambda: INVOICES_GENERATED.inc(len(created)))

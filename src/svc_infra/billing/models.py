@@ -23,6 +23,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.dialects.postgresql import ExcludeConstraint
@@ -143,19 +144,25 @@ class Plan(Base):
 
 
 class PlanEntitlement(Base):
-    """How much of a metric a plan allows in each window (the tenant's day or month)."""
+    """How much of a metric a plan allows in each window (the tenant's day or month), or a feature's value.
+
+    No ``limit_per_window`` is no limit. A feature has the window ``always`` and a ``value``.
+    """
 
     __tablename__ = "plan_entitlements"
     __table_args__ = (
         UniqueConstraint("plan_id", "key", "window", name="uq_plan_entitlements_key"),
-        CheckConstraint("\"window\" IN ('day', 'month')", name="window"),
+        CheckConstraint("\"window\" IN ('day', 'month', 'always')", name="window"),
     )
 
     id: Mapped[str] = mapped_column(IdText, primary_key=True, default=new_id)
     plan_id: Mapped[str] = mapped_column(ForeignKey("plans.id"))
     key: Mapped[str] = mapped_column(MetricText)
-    limit_per_window: Mapped[int] = mapped_column(BigInteger)
+    limit_per_window: Mapped[int | None] = mapped_column(BigInteger)
     window: Mapped[str] = mapped_column(String(8))
+    is_soft: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    alert_percents: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
+    value: Mapped[bool | int | str | None] = mapped_column(JSON(none_as_null=True))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from svc_infra.billing.invoices import get_invoice, invoice_lines
 from svc_infra.billing.models import Invoice, InvoiceLine
-from svc_infra.exceptions import NotFound
+from svc_infra.exceptions import NotFound, ProviderRefused
 from svc_infra.jobs.handlers import Handlers, SessionFactory
 from svc_infra.jobs.job import Job, JobRequest
 from svc_infra.jobs.outcome import Discard, Outcome
@@ -26,7 +26,11 @@ from svc_infra.jobs.sql import insert_jobs
 SYNC_INVOICE = "billing.sync_invoice"
 
 ProviderSync: TypeAlias = Callable[[Invoice, list[InvoiceLine]], Awaitable[str | None] | str | None]
-"""Given an invoice and its lines, mirror them; return the provider's id of the invoice, or None."""
+"""Given an invoice and its lines, mirror them; return the provider's id of the invoice, or None.
+
+Called at least once for each finalized invoice, so it has to recognise one that it has mirrored. It raises
+ProviderRefused for what trying again would not help; after any other error it is called again later.
+"""
 
 
 def enqueue_sync(session: Session, invoices: Iterable[tuple[str, str]], *, now: datetime) -> list[str]:
@@ -58,7 +62,10 @@ def register_provider_sync(
             return Discard(str(error))
         if invoice.provider_invoice_id is not None:
             return None
-        provider_invoice_id = await _call(provider_sync, invoice, lines)
+        try:
+            provider_invoice_id = await _call(provider_sync, invoice, lines)
+        except ProviderRefused as error:
+            return Discard(str(error))
         if provider_invoice_id is not None:
             async with session_factory() as session, session.begin():
                 await session.run_sync(_store, tenant_id, invoice_id, provider_invoice_id)

@@ -1,60 +1,104 @@
-"""``require_quota``: a FastAPI dependency that refuses a request when the plan's limit is used up."""
+"""``require_quota``: a FastAPI dependency that takes one of the plan's limit, or refuses the request."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, NamedTuple
 
 from fastapi import Depends, Response
+from sqlalchemy.orm import Session
 
-from svc_infra.billing.entitlements import WINDOWS, Quota, Window, quota_of
-from svc_infra.canonical import canonical_decimal, canonical_instant
-from svc_infra.exceptions import InvalidSettings, QuotaExceeded
+from svc_infra.billing.entitlements import (
+    WINDOWS,
+    Reservation,
+    Window,
+    commit,
+    quota_of,
+    release,
+    reserve,
+)
+from svc_infra.exceptions import InvalidSettings
 
 EXCEEDED_HEADER = "X-Quota-Exceeded"
 
 
-def require_quota(key: str, *, window: Window = "day", soft: bool = False) -> Callable[..., Awaitable[None]]:
-    """Make a dependency that asks for room in the tenant's quota of ``key``.
+def require_quota(
+    key: str,
+    *,
+    window: Window = "day",
+    soft: bool = False,
+    amount: int | str | Decimal = 1,
+    records_usage: bool = False,
+) -> Callable[..., AsyncIterator[None]]:
+    """Make a dependency that reserves ``amount`` of the tenant's quota of ``key`` before the endpoint runs.
 
-    The limit is the entitlement of the plan that the tenant is on, for the tenant's local ``day`` or
-    ``month``; what is used is what was recorded with the metric ``key``. At the limit a request is refused
-    (the API answers 429) or, if ``soft``, let through with the header ``X-Quota-Exceeded``. Without a
-    subscription, or without an entitlement of this key and window, it is refused, soft or not.
+    The limit is the entitlement of the plans that the tenant is on, for the tenant's local ``day`` or
+    ``month``. However many requests come at once, the limit is not exceeded: the request that would is
+    refused (the API answers 429) or, if ``soft`` or the entitlement is, let through with the header
+    ``X-Quota-Exceeded``. An endpoint that raises gives back what was reserved for it. Usage that was recorded
+    with the metric ``key`` counts, too. An endpoint that records its own usage of ``key`` says so with
+    ``records_usage``: what it recorded then counts instead of the reservation, and not beside it.
 
-    Nothing is reserved yet: requests that come at the same instant may both see the last unit free.
+    Without a plan that says anything of the key and window, the request is refused, soft or not, unless the
+    setting ``billing.quotas_without_entitlement`` is ``allow``.
 
     Raises:
         InvalidSettings: the window is neither ``day`` nor ``month``.
     """
     # From the layer above, as the specification places this file: it is loaded when there is an API.
-    from svc_infra.api.fastapi.dependencies import get_clock, get_principal, get_session_factory
+    from svc_infra.api.fastapi.dependencies import (
+        get_billing_settings,
+        get_clock,
+        get_principal,
+        get_session_factory,
+    )
 
     if window not in WINDOWS:
         raise InvalidSettings(f"the window of quota {key!r} is {window!r}; use 'day' or 'month'")
 
-    async def check(
+    async def hold(
         response: Response,
         principal: Any = Depends(get_principal),
         sessions: Any = Depends(get_session_factory),
         clock: Any = Depends(get_clock),
-    ) -> None:
-        async with sessions() as session:
-            quota = await session.run_sync(quota_of, principal.tenant_id, key, window, now=clock.now())
-        if quota is None:
-            raise QuotaExceeded(
-                f"no plan of this tenant includes {key!r} per {window}; subscribe to one that does"
-            )
-        if not quota.is_used_up:
+        settings: Any = Depends(get_billing_settings),
+    ) -> AsyncIterator[None]:
+        allows_unknown = settings.quotas_without_entitlement == "allow"
+        asked = _Asked(principal.tenant_id, key, window, amount, soft, allows_unknown)
+        async with sessions.begin() as session:
+            held = await session.run_sync(_reserve, asked, clock.now())
+        if held is None:
+            yield
             return
-        if not soft:
-            raise QuotaExceeded(
-                f"{_state(quota)}; it is renewed at {canonical_instant(quota.period.end)}, or change the plan"
-            )
-        response.headers[EXCEEDED_HEADER] = _state(quota)
+        if held.quota.is_exceeded:
+            response.headers[EXCEEDED_HEADER] = str(held.quota)
+        try:
+            yield
+        except BaseException:
+            async with sessions.begin() as session:
+                await session.run_sync(release, held.tenant_id, held.id)
+            raise
+        async with sessions.begin() as session:
+            await session.run_sync(commit, held.tenant_id, held.id, is_recorded=records_usage)
 
-    return check
+    return hold
 
 
-def _state(quota: Quota) -> str:
-    return f"{canonical_decimal(quota.used)} of {quota.limit} {quota.key} used in this {quota.window}"
+class _Asked(NamedTuple):
+    tenant_id: str
+    key: str
+    window: Window
+    amount: int | str | Decimal
+    soft: bool
+    allows_unknown: bool
+
+
+def _reserve(session: Session, asked: _Asked, now: datetime) -> Reservation | None:
+    """The reservation of a request, or None where nothing is entitled and that is allowed."""
+    if asked.allows_unknown and quota_of(session, asked.tenant_id, asked.key, asked.window, now=now) is None:
+        return None
+    return reserve(
+        session, asked.tenant_id, asked.key, asked.amount, window=asked.window, soft=asked.soft, now=now
+    )

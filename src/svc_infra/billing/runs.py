@@ -8,7 +8,7 @@ zones the default schedule has a second run at noon of the first, when the month
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import Select, func, null, or_, select, union
@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from svc_infra.billing import invoice_statements as statements
 from svc_infra.billing.aggregation import DayKey, dirty_days
+from svc_infra.billing.entitlements import prune_reservations
 from svc_infra.billing.jobs import AGGREGATE_DAILY, GENERATE_MONTHLY_INVOICE
 from svc_infra.billing.models import Price, Subscription, Tenant, UsageAggregate, UsageDirtyDay
 from svc_infra.billing.money import normalize_currency
@@ -35,6 +36,7 @@ RUN_DAILY_AGGREGATION = "billing.run_daily_aggregation"
 RUN_MONTHLY_INVOICING = "billing.run_monthly_invoicing"
 
 _PAGE = 1_000
+_RESERVATIONS_KEPT = timedelta(days=7)
 
 
 class _Due(NamedTuple):
@@ -96,6 +98,7 @@ def _run_daily(session: Session, fire_at: datetime, queue: str, now: datetime) -
     while days:
         insert_jobs(session, [_aggregate(key, queue) for key in days], now=now)
         days = dirty_days(session, ended_before=fire_at, limit=_PAGE, after=days[-1])
+    prune_reservations(session, before=fire_at - _RESERVATIONS_KEPT)
 
 
 def _run_monthly(

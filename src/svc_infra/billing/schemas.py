@@ -103,3 +103,19 @@ class InvoiceCreated(Payload):
     period_start: Instant
     period_end: Instant
     currency: Text
+
+
+class QuotaThreshold(Payload):
+    """Of the topic ``billing.quota.threshold``: ``used`` reached ``percent`` of ``limit``, all quantities.
+
+    The window is the half-open span of the tenant's day or month.
+    """
+
+    tenant_id: TenantId
+    key: Metric
+    window: Text
+    window_start: Instant
+    window_end: Instant
+    percent: int
+    limit: int
+    used: Total

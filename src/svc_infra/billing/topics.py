@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from svc_infra.billing.jobs import INVOICE_CREATED, USAGE_AGGREGATED
-from svc_infra.billing.schemas import InvoiceCreated, UsageAggregated
+from svc_infra.billing.quota_alerts import QUOTA_THRESHOLD
+from svc_infra.billing.schemas import InvoiceCreated, QuotaThreshold, UsageAggregated
 from svc_infra.webhooks.catalogue import TopicCatalogue
 
 
@@ -31,6 +32,21 @@ def billing_topics() -> TopicCatalogue:
             "period_start": "2025-01-01T00:00:00Z",
             "period_end": "2025-02-01T00:00:00Z",
             "currency": "usd",
+        },
+    )
+    topics.add(
+        QUOTA_THRESHOLD,
+        QuotaThreshold,
+        description="A tenant has used a share of its quota in this window for the first time.",
+        example={
+            "tenant_id": "t1",
+            "key": "reports",
+            "window": "day",
+            "window_start": "2025-01-31T00:00:00Z",
+            "window_end": "2025-02-01T00:00:00Z",
+            "percent": 80,
+            "limit": 100,
+            "used": "80",
         },
     )
     return topics

@@ -1,8 +1,8 @@
 """The aggregates follow the events within seconds: marked days are recomputed as they come.
 
-It announces nothing: ``billing.usage_aggregated`` is published when a day has ended, by the daily run, and
-for a day that changes after that by the next one. Correctness never depends on it: invoicing consumes the
-marks of its period itself.
+It announces thresholds of quotas, and no totals: ``billing.usage_aggregated`` is published when a day has
+ended, by the daily run, and for a day that changes after that by the next one. Correctness never depends on
+it: invoicing consumes the marks of its period itself.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.aggregation import recompute
+from svc_infra.billing.entitlements import announce_recorded
 from svc_infra.billing.usage_days import marked_days
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.jobs.loop import run_loop
@@ -45,5 +46,7 @@ class UsageFollower:
 
     def _follow(self, session: Session) -> int:
         keys = marked_days(session, limit=_BATCH)
-        recompute(session, keys, now=self._clock.now())
+        now = self._clock.now()
+        recompute(session, keys, now=now)
+        announce_recorded(session, [(key.tenant_id, key.metric, key.day.start) for key in keys], now=now)
         return len(keys)

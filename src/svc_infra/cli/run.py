@@ -59,15 +59,18 @@ async def _run(settings: Settings, application: Application | None, index: int |
     try:
         await require_head(engine)
         runtime = Runtime(settings, engine, sender, application=application)
-        async with monitored(
-            settings.monitoring,
-            engine,
-            stop,
-            keeps_leases=lambda: runtime.worker.keeps_leases,
-            index=index or 0,
-        ):
-            log.info("worker.ready", pid=os.getpid(), database=engine.dialect.name)
-            await runtime.run(stop)
+        try:
+            async with monitored(
+                settings.monitoring,
+                engine,
+                stop,
+                keeps_leases=lambda: runtime.worker.keeps_leases,
+                index=index or 0,
+            ):
+                log.info("worker.ready", pid=os.getpid(), database=engine.dialect.name)
+                await runtime.run(stop)
+        finally:
+            await runtime.aclose()
     finally:
         await sender.aclose()
         await engine.dispose()

@@ -18,6 +18,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from svc_infra.canonical import canonical_decimal
 from svc_infra.db.base import Quantity
+from svc_infra.db.exact_arithmetic import SQLITE_FUNCTIONS
 from svc_infra.db.metadata_text import text_of
 
 _WIDE = Context(prec=100)
@@ -193,6 +194,8 @@ def register_functions(dbapi_connection: Any) -> None:
 def _register(connection: Any) -> None:
     for name, arguments, aggregate in _AGGREGATES:
         connection.create_aggregate(name, arguments, aggregate)
+    for name, function in SQLITE_FUNCTIONS.items():
+        connection.create_function(name, 2, function, deterministic=True)
     connection.create_function("metadata_text", 2, text_of, deterministic=True)
 
 

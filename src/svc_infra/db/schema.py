@@ -19,6 +19,8 @@ MODEL_MODULES = (
     "svc_infra.jobs.models",
     "svc_infra.webhooks.models",
     "svc_infra.billing.models",
+    "svc_infra.billing.quota_models",
+    "svc_infra.billing.provider_models",
     "svc_infra.api.models",
 )
 

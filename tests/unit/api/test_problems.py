@@ -78,7 +78,7 @@ async def test_our_errors_say_what_they_are(error: SvcInfraError, status: int, s
 async def test_a_quota_says_when_to_come_back_if_it_knows() -> None:
     error = exceptions.QuotaExceeded("used up")
     assert "Retry-After" not in (await answer_to(error)).headers
-    error.retry_after_seconds = 59.2  # type: ignore[attr-defined]  # only some of these errors know it
+    error.retry_after_seconds = 59.2
     assert (await answer_to(error)).headers["Retry-After"] == "60"
 
 

@@ -110,6 +110,7 @@ def test_a_worker_knows_billings_topics_its_own_and_the_applications(topics: Top
     application = Application(topics=topics)
     assert [topic.topic for topic in catalogue(application)] == [
         "billing.invoice.created",
+        "billing.quota.threshold",
         "billing.usage_aggregated",
         "shop.order.paid",
         "webhooks.delivery.exhausted",

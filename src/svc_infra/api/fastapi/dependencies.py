@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from svc_infra.api.key_cache import KeyCache
 from svc_infra.api.keys import is_key
 from svc_infra.clock import Clock
-from svc_infra.config import DatabaseSettings, load_settings
+from svc_infra.config import BillingSettings, Settings, load_settings
 from svc_infra.db.session import make_engine, make_session_factory
 from svc_infra.exceptions import InvalidSettings
 
@@ -47,10 +47,8 @@ class Database:
     """The database of one application: its engine is made by the first request and ends with the app."""
 
     def __init__(self, session_factory: SessionFactory | None = None) -> None:
-        self._settings: DatabaseSettings | None = None
-        if session_factory is None:
-            # Loaded now, so that a wrong setting stops the start and not the first customer.
-            self._settings = load_settings(_SETTINGS_FILE if _SETTINGS_FILE.is_file() else None).database
+        # Loaded now, so that a wrong setting stops the start and not the first customer.
+        self._settings: Settings = load_settings(_SETTINGS_FILE if _SETTINGS_FILE.is_file() else None)
         self._factory = session_factory
         self._engine: AsyncEngine | None = None
 
@@ -58,8 +56,7 @@ class Database:
     def session_factory(self) -> SessionFactory:
         """The factory of sessions; the first use makes the engine where the settings name the database."""
         if self._factory is None:
-            assert self._settings is not None  # the constructor saw to it
-            self._engine = make_engine(**self._settings.model_dump())
+            self._engine = make_engine(**self._settings.database.model_dump())
             self._factory = make_session_factory(self._engine)
         return self._factory
 
@@ -74,6 +71,11 @@ class Database:
         if not isinstance(bind, AsyncEngine):
             raise InvalidSettings("health needs sessions that are bound to an AsyncEngine")
         return bind
+
+    @property
+    def billing(self) -> BillingSettings:
+        """What the settings say of billing."""
+        return self._settings.billing
 
     async def close(self) -> None:
         """Close the connections, unless the sessions are the caller's own; a later request opens new ones."""
@@ -180,6 +182,12 @@ async def get_session_factory(request: Request) -> SessionFactory:
         InvalidSettings: ``add_billing`` was not called for this application.
     """
     return context_of(request).database.session_factory
+
+
+async def get_billing_settings(request: Request) -> BillingSettings:
+    """Depend on what the settings say of billing; the defaults for an application without ``add_billing``."""
+    context = _context_of(request)
+    return BillingSettings() if context is None else context.database.billing
 
 
 async def get_clock(request: Request) -> Clock:
