@@ -55,9 +55,8 @@ async def test_each_key_has_slots_of_its_own_and_a_blocked_one_holds_up_no_other
     other = PER_ACCOUNT.request({"account": "b"})
     await fill(queue, session_factory, *many, other, JobRequest("free"))
     first = await queue.claim(5)
-    assert sorted((job.name, job.payload.get("account")) for job in first) == [("free", None), ("sync", "a")]
-    (second,) = await queue.claim(5)
-    assert second.payload == {"account": "b"}
+    found = [(job.name, job.payload.get("account")) for job in first]
+    assert found == [("free", None), ("sync", "a"), ("sync", "b")]
     assert await queue.claim(5) == []
 
 

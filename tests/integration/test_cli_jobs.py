@@ -11,12 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 from svc_infra.cli import cli
-from svc_infra.clock import SystemClock
+from svc_infra.clock import FixedClock, SystemClock
 from svc_infra.db.migration import migrate
 from svc_infra.db.session import make_engine, make_session_factory
 from svc_infra.exceptions import InvalidAct, NotFound
 from svc_infra.jobs import Discard, JobRequest, SqlJobQueue
-from tests.contract.queue_contract import ended
+from svc_infra.jobs.overview import overview
+from tests.contract.queue_contract import NOW, Sessions, ended
 
 
 def run(url: str, *arguments: str) -> str:
@@ -75,7 +76,7 @@ def test_dead_letters_are_retried_requeued_and_purged(url: str, jobs: list[str])
     (group,) = read_json(url, "jobs", "errors")
     assert (group["pattern"], group["jobs"]) == ("no account #", 1)
     assert read_json(url, "jobs", "requeue", "--fingerprint", group["fingerprint"]) == {"jobs": 1}
-    run(url, "jobs", "cancel", jobs[1])
+    assert read_json(url, "jobs", "cancel", jobs[1]) == {"id": jobs[1], "done": "cancelled"}
     purge = ("jobs", "purge", "--state", "cancelled", "--older-than-days")
     assert read_json(url, *purge, "1") == {"jobs": 0}
     assert read_json(url, *purge, "0") == {"jobs": 1}
@@ -87,7 +88,7 @@ def test_queues_are_paused_and_resumed(url: str) -> None:
     run(url, "queues", "pause", "slow")
     (slow,) = read_json(url, "queues", "list")
     assert (slow["name"], slow["available"], slow["paused_at"] is None) == ("slow", 1, False)
-    run(url, "queues", "resume", "slow")
+    assert read_json(url, "queues", "resume", "slow") == {"queue": "slow", "done": "resumed"}
     assert read_json(url, "queues", "list")[0]["paused_at"] is None
     assert "slow" in run(url, "queues", "list")
 
@@ -106,3 +107,42 @@ def test_schedules_are_listed_with_their_fires_and_run_by_hand(url: str) -> None
     with pytest.raises(NotFound, match="no scheduler has started"):
         run(url, "schedules", "pause", first["name"])
     assert first["name"] in run(url, "schedules", "list")
+
+
+def test_top_shows_what_goes_on_as_a_screen_and_as_json(url: str, jobs: list[str]) -> None:
+    run(url, "queues", "pause", "slow")
+    seen = read_json(url, "top")
+    (default, slow) = seen["jobs"]["queues"]
+    assert (default["name"], default["due"], default["running"]) == ("default", 0, 0)
+    assert (slow["name"], slow["due"], slow["paused_at"] is None) == ("slow", 1, False)
+    assert slow["oldest_due_at"] is not None
+    assert [name["name"] for name in seen["jobs"]["names"]] == ["[red]"]
+    assert [failure["error"] for failure in seen["jobs"]["failures"]] == ["no account 1", "no account 0"]
+    assert [schedule["name"] for schedule in seen["schedules"]] == ["billing.daily", "billing.monthly"]
+    screen = run(url, "top", "--once")
+    for shown in ("slow", "[red]", "billing.daily", "no account 1", "paused: slow"):
+        assert shown in screen
+
+
+async def test_top_counts_what_runs_what_ended_in_the_last_minute_and_what_failed_before(
+    session_factory: Sessions,
+) -> None:
+    clock = FixedClock(NOW)
+    queue = SqlJobQueue(session_factory, clock=clock)
+    async with session_factory.begin() as session:
+        later = JobRequest("b", run_at=NOW + timedelta(hours=1), queue="q")
+        await queue.enqueue_many(session, [*[JobRequest("a")] * 6, JobRequest("b", queue="q"), later])
+    first, second, third, *_ = await queue.claim(4, names=["a"])
+    await queue.finish([ended(first), ended(second, Discard("no")), ended(third, ValueError("x"))])
+    async with session_factory() as session:
+        seen = await session.run_sync(lambda sync: overview(sync, now=NOW))
+        old = await session.run_sync(lambda sync: overview(sync, now=NOW + timedelta(minutes=2)))
+    (default, q), (a, b) = seen.queues, seen.names
+    assert (default.due, default.scheduled, default.running, default.completed_per_minute) == (2, 1, 1, 1)
+    assert (q.due, q.oldest_due_at, q.scheduled) == (1, NOW, 1)
+    assert (a.waiting, a.retrying, a.running) == (3, 1, 1)
+    assert (a.completed_per_minute, a.discarded_per_minute, b.completed_per_minute) == (1, 1, 0)
+    ((lease, failure),) = zip(seen.leases, seen.failures, strict=True)
+    assert (lease.jobs, lease.name, 0 < lease.seconds_left <= 30) == (1, "a", True)
+    assert (failure.job_id, failure.error) == (second.id, "no")
+    assert [name.completed_per_minute for name in old.names] == [0, 0]

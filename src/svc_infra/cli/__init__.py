@@ -25,6 +25,7 @@ _COMMANDS = {
     "invoices": ("svc_infra.cli.invoices:invoices", "List, show and export invoices."),
     "jobs": ("svc_infra.cli.jobs:jobs", "Look at jobs; retry, cancel, requeue and purge them."),
     "queues": ("svc_infra.cli.queues:queues", "List queues; pause and resume them."),
+    "top": ("svc_infra.cli.top:top", "Show what goes on, live: queues, jobs, leases, schedules, failures."),
     "schedules": ("svc_infra.cli.schedules:schedules", "List schedules and fires; pause, resume, run them."),
     "demo": ("svc_infra.cli.demo:demo", "Bill a history in simulated time and prove every amount."),
     "keys": ("svc_infra.cli.keys:keys", "Make, list and revoke the keys of the HTTP API."),

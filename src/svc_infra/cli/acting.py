@@ -10,7 +10,7 @@ from typing import TypeVar
 import click
 from sqlalchemy.orm import Session
 
-from svc_infra.cli.context import open_database, run_async
+from svc_infra.cli.context import echo_json, open_database, run_async
 from svc_infra.config import Settings
 
 T = TypeVar("T")
@@ -22,6 +22,14 @@ def actor_option(command: Callable[..., T]) -> Callable[..., T]:
         "--actor", default=_user, show_default="the user", help="Who does it; kept in the record of acts."
     )
     return option(command)
+
+
+def echo_act(as_json: bool, done: str, **subject: str | None) -> None:
+    """Say what was done: ``done`` for people, an object that begins with the subject for programs."""
+    if as_json:
+        echo_json({**subject, "done": done})
+    else:
+        click.echo(done)
 
 
 def in_transaction(settings: Settings, work: Callable[[Session], T]) -> T:

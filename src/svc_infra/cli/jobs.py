@@ -10,7 +10,7 @@ import click
 from sqlalchemy.orm import Session
 
 from svc_infra.canonical import canonical_instant
-from svc_infra.cli.acting import actor_option, in_transaction
+from svc_infra.cli.acting import actor_option, echo_act, in_transaction
 from svc_infra.cli.context import echo_json, json_option, settings_options
 from svc_infra.cli.table import print_table
 from svc_infra.clock import SystemClock
@@ -74,25 +74,29 @@ def show(settings: Settings, job_id: str, as_json: bool) -> None:
 
 @jobs.command()
 @click.argument("job_id", metavar="ID")
+@json_option
 @actor_option
 @settings_options
-def retry(settings: Settings, job_id: str, actor: str) -> None:
+def retry(settings: Settings, job_id: str, actor: str, as_json: bool) -> None:
     """Make a dead letter or a waiting job due now; a dead letter gets all its attempts anew."""
     now = SystemClock().now()
     in_transaction(settings, lambda session: administration.retry_job(session, job_id, actor=actor, now=now))
+    echo_act(as_json, "due now", id=job_id)
 
 
 @jobs.command()
 @click.argument("job_id", metavar="ID")
+@json_option
 @actor_option
 @settings_options
-def cancel(settings: Settings, job_id: str, actor: str) -> None:
+def cancel(settings: Settings, job_id: str, actor: str, as_json: bool) -> None:
     """Cancel a job. One that runs is ended by its worker within a third of worker.lease_seconds."""
     now = SystemClock().now()
     was = in_transaction(
         settings, lambda session: administration.cancel_job(session, job_id, actor=actor, now=now)
     )
-    click.echo("asked its worker to end it" if was is JobState.RUNNING else "cancelled")
+    done = "asked its worker to end it" if was is JobState.RUNNING else "cancelled"
+    echo_act(as_json, done, id=job_id)
 
 
 @jobs.command()

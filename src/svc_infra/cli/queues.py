@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from svc_infra.canonical import canonical_instant
-from svc_infra.cli.acting import actor_option, in_transaction
+from svc_infra.cli.acting import actor_option, echo_act, in_transaction
 from svc_infra.cli.context import echo_json, json_option, settings_options
 from svc_infra.cli.table import print_table
 from svc_infra.clock import SystemClock
@@ -41,19 +41,23 @@ def list_(settings: Settings, as_json: bool) -> None:
 
 @queues.command()
 @click.argument("name")
+@json_option
 @actor_option
 @settings_options
-def pause(settings: Settings, name: str, actor: str) -> None:
+def pause(settings: Settings, name: str, actor: str, as_json: bool) -> None:
     """Let no worker claim jobs of queue NAME until it is resumed. Jobs that run end."""
     now = SystemClock().now()
     in_transaction(settings, lambda session: pause_queue(session, name, actor=actor, now=now))
+    echo_act(as_json, "paused", queue=name)
 
 
 @queues.command()
 @click.argument("name")
+@json_option
 @actor_option
 @settings_options
-def resume(settings: Settings, name: str, actor: str) -> None:
+def resume(settings: Settings, name: str, actor: str, as_json: bool) -> None:
     """Let the jobs of queue NAME be claimed again."""
     now = SystemClock().now()
     in_transaction(settings, lambda session: resume_queue(session, name, actor=actor, now=now))
+    echo_act(as_json, "resumed", queue=name)

@@ -8,7 +8,7 @@ import click
 
 from svc_infra.application import load_application
 from svc_infra.canonical import canonical_instant
-from svc_infra.cli.acting import actor_option, in_transaction
+from svc_infra.cli.acting import actor_option, echo_act, in_transaction
 from svc_infra.cli.context import echo_json, json_option, settings_options
 from svc_infra.cli.table import print_table
 from svc_infra.clock import SystemClock
@@ -19,7 +19,7 @@ from svc_infra.jobs.scheduler import Schedule
 from svc_infra.jobs.timing import NEVER
 from svc_infra.runtime import default_schedules
 
-_app_option = click.option("--app", "application", metavar="MODULE:ATTRIBUTE", help="As given to 'run'.")
+app_option = click.option("--app", "application", metavar="MODULE:ATTRIBUTE", help="As given to 'run'.")
 
 
 @click.group()
@@ -28,7 +28,7 @@ def schedules() -> None:
 
 
 @schedules.command(name="list")
-@_app_option
+@app_option
 @json_option
 @settings_options
 def list_(settings: Settings, application: str | None, as_json: bool) -> None:
@@ -36,7 +36,7 @@ def list_(settings: Settings, application: str | None, as_json: bool) -> None:
     now = SystemClock().now()
     stored = {schedule.name: schedule for schedule in in_transaction(settings, list_schedules)}
     rows: list[dict[str, Any]] = []
-    for schedule in _known(settings, application):
+    for schedule in known_schedules(settings, application):
         found = stored.get(schedule.name)
         rows.append(
             {
@@ -60,7 +60,7 @@ def list_(settings: Settings, application: str | None, as_json: bool) -> None:
 @schedules.command(name="next")
 @click.argument("name")
 @click.option("-n", "count", default=5, show_default=True, type=click.IntRange(1, 1_000))
-@_app_option
+@app_option
 @json_option
 @settings_options
 def next_(settings: Settings, name: str, count: int, application: str | None, as_json: bool) -> None:
@@ -80,7 +80,7 @@ def next_(settings: Settings, name: str, count: int, application: str | None, as
 
 @schedules.command()
 @click.argument("name")
-@_app_option
+@app_option
 @json_option
 @actor_option
 @settings_options
@@ -96,31 +96,36 @@ def run(settings: Settings, name: str, application: str | None, actor: str, as_j
 
 @schedules.command()
 @click.argument("name")
+@json_option
 @actor_option
 @settings_options
-def pause(settings: Settings, name: str, actor: str) -> None:
+def pause(settings: Settings, name: str, actor: str, as_json: bool) -> None:
     """Record the fires of schedule NAME as missed until it is resumed."""
     now = SystemClock().now()
     in_transaction(settings, lambda session: pause_schedule(session, name, actor=actor, now=now))
+    echo_act(as_json, "paused", schedule=name)
 
 
 @schedules.command()
 @click.argument("name")
+@json_option
 @actor_option
 @settings_options
-def resume(settings: Settings, name: str, actor: str) -> None:
+def resume(settings: Settings, name: str, actor: str, as_json: bool) -> None:
     """Let schedule NAME fire again, from its next fire on."""
     now = SystemClock().now()
     in_transaction(settings, lambda session: resume_schedule(session, name, actor=actor, now=now))
+    echo_act(as_json, "resumed", schedule=name)
 
 
-def _known(settings: Settings, application: str | None) -> list[Schedule]:
+def known_schedules(settings: Settings, application: str | None) -> list[Schedule]:
+    """Return the schedules of the settings and of the application that is named."""
     own = load_application(application).schedules if application else []
     return [*default_schedules(settings), *own]
 
 
 def _named(settings: Settings, application: str | None, name: str) -> Schedule:
-    for schedule in _known(settings, application):
+    for schedule in known_schedules(settings, application):
         if schedule.name == name:
             return schedule
     raise NotFound(f"no schedule {name!r} in the settings or in --app; see 'worker.py schedules list'")

@@ -108,7 +108,7 @@ def add_job(session: Session, request: JobRequest, *, now: datetime) -> Job:
         timeout_seconds=job.timeout_seconds,
     )
     row.group_id, row.waits_for = job.group_id, job.waits_for
-    row.limit_key, row.limit_slots = _limit(request)
+    row.limit_key, row.limit_slots, row.rate_starts, row.rate_seconds = _limits(request)
     session.add(row)
     announce(session)
     if request.unique is not None:
@@ -160,7 +160,7 @@ def _insert_missing(
             None if request.metadata is None else compact_json(request.metadata),
             request.trace_context,
             request.timeout_seconds,
-            *_limit(request),
+            *_limits(request),
             request.group_id,
             request.waits_for,
         )
@@ -202,10 +202,18 @@ def _digest(request: JobRequest, now: datetime) -> str | None:
     return request.unique.digest(request.name, request.tenant_id, request.payload, now=now)
 
 
-def _limit(request: JobRequest) -> tuple[str | None, int | None]:
-    if request.limit is None:
-        return None, None
-    return request.limit.key(request.name, request.payload), request.limit.slots
+def _limits(request: JobRequest) -> tuple[str | None, int | None, int | None, float | None]:
+    """Return key, slots, and the starts in so many seconds; limit and rate have one key."""
+    limit, rate = request.limit, request.rate
+    keyed = limit or rate
+    if keyed is None:
+        return None, None, None, None
+    return (
+        keyed.key(request.name, request.payload),
+        None if limit is None else limit.slots,
+        None if rate is None else rate.starts,
+        None if rate is None else rate.per_seconds,
+    )
 
 
 def _row(job_id: str, request: JobRequest, now: datetime) -> tuple[object, ...]:

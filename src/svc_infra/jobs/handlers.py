@@ -114,7 +114,7 @@ class Handlers:
 
     @property
     def has_limits(self) -> bool:
-        """Whether a kind has a limit on how many of its jobs run at once."""
+        """Whether a kind has a limit on how many of its jobs run at once, or start."""
         return any(each.is_limited for each in self)
 
     def __getitem__(self, name: str) -> Registration:
@@ -239,7 +239,7 @@ class Handlers:
             kind.timeout_seconds if timeout_seconds is None else timeout_seconds,
             batch_size,
             kind.version,
-            kind.limit is not None,
+            kind.limit is not None or kind.rate is not None,
         )
         self._add(registration)
 

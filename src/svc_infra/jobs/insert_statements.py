@@ -52,6 +52,8 @@ NEW_FULL_JOBS = Rowset(
     timeout_seconds=Float,
     limit_key=String,
     limit_slots=Integer,
+    rate_starts=Integer,
+    rate_seconds=Float,
     group_id=IdText,
     waits_for=IdText,
 )
@@ -79,6 +81,8 @@ def insert_full_statement(dialect: str) -> Any:
         "timeout_seconds": new.c.timeout_seconds,
         "limit_key": new.c.limit_key,
         "limit_slots": new.c.limit_slots,
+        "rate_starts": new.c.rate_starts,
+        "rate_seconds": new.c.rate_seconds,
         "group_id": new.c.group_id,
         "waits_for": new.c.waits_for,
     }

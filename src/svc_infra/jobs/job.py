@@ -9,10 +9,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from svc_infra.canonical import JsonValue, compact_json, plain_json
-from svc_infra.exceptions import InvalidPayload
+from svc_infra.exceptions import InvalidPayload, InvalidSettings
 
 if TYPE_CHECKING:
     from svc_infra.jobs.limit import Limit
+    from svc_infra.jobs.rate import Rate
     from svc_infra.jobs.uniqueness import Unique
 
 MAX_NAME_LENGTH = 200
@@ -35,6 +36,7 @@ def is_plain(request: JobRequest) -> bool:
         and request.trace_context is None
         and request.timeout_seconds is None
         and request.limit is None
+        and request.rate is None
         and request.group_id is None
         and request.waits_for is None
     )
@@ -100,6 +102,7 @@ class JobRequest:
 
     Raises:
         InvalidPayload: a field is missing, too long or not storable; the message names it.
+        InvalidSettings: limit and rate go by different keys.
     """
 
     name: str
@@ -115,6 +118,7 @@ class JobRequest:
     trace_context: str | None = None
     timeout_seconds: float | None = None
     limit: Limit | None = None
+    rate: Rate | None = None
     group_id: str | None = None
     waits_for: str | None = None
     payload_json: str = field(init=False, repr=False, compare=False)
@@ -138,6 +142,7 @@ class JobRequest:
             raise InvalidPayload(f"timeout_seconds of job {self.name!r} must be positive")
         if self.trace_context is not None:
             _check_text("trace_context", self.trace_context, MAX_TRACE_CONTEXT_LENGTH)
+        require_one_key(self.name, self.limit, self.rate)
         for group in (self.group_id, self.waits_for):
             if group is not None:
                 _check_text("group", group, MAX_GROUP_LENGTH)
@@ -148,6 +153,18 @@ class JobRequest:
         plain, text = _encode(self.payload)
         object.__setattr__(self, "payload", plain)
         object.__setattr__(self, "payload_json", text)
+
+
+def require_one_key(name: str, limit: Limit | None, rate: Rate | None) -> None:
+    """Refuse a limit and a rate that go by different keys: a job waits its turn in one line.
+
+    Raises:
+        InvalidSettings: they do.
+    """
+    if limit and rate and (limit.field, limit.shared_key) != (rate.field, rate.shared_key):
+        raise InvalidSettings(
+            f"limit and rate of {name!r} go by different keys; give both the same field and shared_key"
+        )
 
 
 def encode_payload(payload: dict[str, Any]) -> str:

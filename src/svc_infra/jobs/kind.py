@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel, ValidationError
 
 from svc_infra.exceptions import InvalidPayload, InvalidSettings
-from svc_infra.jobs.job import DEFAULT_QUEUE, Job, JobRequest
+from svc_infra.jobs.job import DEFAULT_QUEUE, Job, JobRequest, require_one_key
 from svc_infra.jobs.limit import Limit
+from svc_infra.jobs.rate import Rate
 from svc_infra.jobs.retry import RetryPolicy
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
@@ -24,10 +25,11 @@ class JobKind:
 
     ``payload`` is a pydantic model that every payload must fit. ``version`` counts up when a handler of
     before could not read the new payloads: a worker leaves jobs of a newer version for a newer worker.
-    ``limit`` holds for the jobs enqueued with it, in all processes together.
+    ``limit`` (how many run at once) and ``rate`` (how many start in a stretch of time) hold for the jobs
+    enqueued with them, in all processes together.
 
     Raises:
-        InvalidSettings: the version or the timeout is not positive.
+        InvalidSettings: the version or the timeout is not positive, or limit and rate go by different keys.
     """
 
     name: str
@@ -39,10 +41,12 @@ class JobKind:
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     limit: Limit | None = None
+    rate: Rate | None = None
 
     def __post_init__(self) -> None:
         if self.version < 1 or not 0 < self.timeout_seconds < math.inf:
             raise InvalidSettings(f"job kind {self.name!r}: version and timeout_seconds must be positive")
+        require_one_key(self.name, self.limit, self.rate)
 
     def request(
         self, payload: Payload = None, *, run_at: datetime | None = None, **fields: Any
@@ -53,7 +57,13 @@ class JobKind:
             InvalidPayload: the payload does not fit the model, or the request cannot be stored.
         """
         defaults = {"queue": self.queue, "priority": self.priority, "max_attempts": self.max_attempts}
-        chosen = {**defaults, **fields, "payload_version": self.version, "limit": self.limit}
+        chosen = {
+            **defaults,
+            **fields,
+            "payload_version": self.version,
+            "limit": self.limit,
+            "rate": self.rate,
+        }
         return JobRequest(self.name, self._plain(payload), run_at=run_at, **chosen)
 
     def payload_of(self, job: Job) -> Any:

@@ -31,6 +31,11 @@ class Limit:
 
     def key(self, name: str, payload: Mapping[str, Any]) -> str:
         """Return what the jobs that share this limit have in common."""
-        if self.shared_key is not None:
-            return self.shared_key[:MAX_KEY_LENGTH]
-        return name if self.field is None else f"{name}:{payload.get(self.field)}"[:MAX_KEY_LENGTH]
+        return shared_by(name, payload, field=self.field, shared_key=self.shared_key)
+
+
+def shared_by(name: str, payload: Mapping[str, Any], *, field: str | None, shared_key: str | None) -> str:
+    """Return the key of a job: the shared one, or its name with what its payload has in ``field``."""
+    if shared_key is not None:
+        return shared_key[:MAX_KEY_LENGTH]
+    return name if field is None else f"{name}:{payload.get(field)}"[:MAX_KEY_LENGTH]

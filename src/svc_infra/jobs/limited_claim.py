@@ -1,17 +1,20 @@
-"""Limits: how many jobs of one key run at once, exactly, with any number of workers.
+"""Limits: how many jobs of one key run at once and how many start, exactly, with any number of workers.
 
 A running job of a limited kind holds a numbered slot of its key, and a unique index lets each slot be held
 once. Two workers that choose the same slot at the same moment cannot both have it: one of them tries again.
+What a rate lets start is written on the row of its key, which the claim has locked until its commit.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Float, Integer, Select, Update, bindparam, func, literal_column, select, update
+from sqlalchemy import Float, Integer, Update, bindparam, literal_column, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -19,13 +22,15 @@ from svc_infra.db.base import IdText, new_id
 from svc_infra.db.leases import in_state, wall_time
 from svc_infra.db.rowset import Rowset
 from svc_infra.jobs.job import Job, JobState
+from svc_infra.jobs.lines import LIMIT, TENANT, Place, look
 from svc_infra.jobs.queue import claim_order
+from svc_infra.jobs.rate_store import KeyRate, lock_rates, record_starts
 from svc_infra.jobs.rows import claim_filters, dialect_of, job_from_row
-from svc_infra.jobs.statements import AT_START, JOB_COLUMNS, ClaimFilters, is_claimable, jobs
+from svc_infra.jobs.statements import AT_START, JOB_COLUMNS, jobs
 
 _SLOTS = Rowset("slots", id=IdText, slot=Integer)
 _TRIES = 3
-# A claim of limited jobs looks at no more than this many, for each may be of a key without a free slot.
+# A claim of limited jobs looks at no more than this many of one key.
 _MOST = 200
 
 
@@ -39,28 +44,47 @@ def claim_limited(
     now: datetime,
     lease_seconds: float,
     database: str,
+    place: Place,
 ) -> list[Job]:
-    """Lease up to ``limit`` due jobs of limited kinds, each with a free slot of its key."""
+    """Lease up to ``limit`` due jobs of limited kinds, as far as slots are free and rates are not used up."""
     filters, parameters = claim_filters(names=names, versions=versions, queues=queues)
-    parameters |= {"now": now, "limit": min(limit, _MOST)}
-    for _ in range(_TRIES):
-        due = session.execute(_due(filters), parameters).all()
-        if not due:
-            return []
-        # A rescued job may be what killed its process, and is run alone.
-        due = due[:1] if due[0].rescues else [row for row in due if not row.rescues]
-        taken = _taken(session, {row.limit_key for row in due})
-        chosen = list(assign_slots([(row.id, row.limit_key, row.limit_slots) for row in due], taken))
-        dialect = dialect_of(session)
-        lease = {"lease_id": new_id(), "lease_seconds": float(lease_seconds)}
-        try:
-            with session.begin_nested():
-                statement = _take(dialect)
-                rows = session.execute(statement, {**_SLOTS.parameters(dialect, chosen), **lease}).all()
-        except IntegrityError:
-            continue  # somebody else has one of these slots by now
-        return sorted((job_from_row(row, database) for row in rows), key=claim_order)
-    return []
+    found = look(session, LIMIT, filters, {**parameters, "now": now}, place=place, heads=min(limit, _MOST))
+    found.sort(key=lambda row: (row.priority, row.run_at, row.id))
+    # A rescued job may be what killed its process, and is run alone.
+    due = found[:1] if found and found[0].rescues else [row for row in found if not row.rescues]
+    return _claim(session, due, limit, now=now, lease_seconds=lease_seconds, database=database)
+
+
+def claim_in_turn(
+    session: Session,
+    limit: int,
+    *,
+    each: int,
+    passing_over: Collection[str],
+    names: Collection[str] | None,
+    versions: Mapping[str, int] | None,
+    queues: Collection[str] | None,
+    now: datetime,
+    lease_seconds: float,
+    database: str,
+    place: Place,
+) -> list[Job]:
+    """Lease up to ``limit`` due jobs, up to ``each`` of one tenant, of some tenants in turn."""
+    filters, parameters = claim_filters(names=names, versions=versions, queues=queues)
+    parameters["now"] = now
+    found = look(session, TENANT, filters, parameters, place=place, heads=each, passing_over=passing_over)
+    rescued = [row for row in found if row.rescues]
+    due = rescued[:1] or list(taking_turns([(row.tenant_id, row) for row in found], each))
+    return _claim(session, due, limit, now=now, lease_seconds=lease_seconds, database=database)
+
+
+def taking_turns(waiting: Sequence[tuple[str, Any]], each: int) -> Iterator[Any]:
+    """Yield the first of every key, then the second of every key, and so on, up to ``each`` of one."""
+    lines: dict[str, list[Any]] = {}
+    for key, item in waiting:
+        lines.setdefault(key, []).append(item)
+    for turn in range(each):
+        yield from (line[turn] for line in lines.values() if turn < len(line))
 
 
 def assign_slots(
@@ -76,45 +100,82 @@ def assign_slots(
             yield job_id, free
 
 
-def _taken(session: Session, keys: Collection[str]) -> dict[str, set[int]]:
+def _claim(
+    session: Session, due: Sequence[Any], limit: int, *, now: datetime, lease_seconds: float, database: str
+) -> list[Job]:
+    """Lease the first ``limit`` of these jobs that may start and that nobody else is claiming."""
+    if not due:
+        return []
+    dialect = dialect_of(session)
+    rates = lock_rates(session, due, now=now)
+    for _ in range(_TRIES):
+        chosen = _may_start(due, _taken(session, due), rates)[:limit]
+        lease = {"lease_id": new_id(), "lease_seconds": float(lease_seconds)}
+        try:
+            # Without a slot nothing can be in the way, and a savepoint is two round trips.
+            with session.begin_nested() if any(slot for _, slot in chosen) else nullcontext():
+                parameters = {**_SLOTS.parameters(dialect, chosen), **lease}
+                rows = session.execute(_take(dialect), parameters).all()
+        except IntegrityError:
+            continue  # somebody else has one of these slots by now
+        claimed = sorted((job_from_row(row, database) for row in rows), key=claim_order)
+        record_starts(session, due, rates, {job.id for job in claimed}, now=now)
+        return claimed
+    return []
+
+
+def _may_start(
+    due: Sequence[Any], taken: Mapping[str, Collection[int]], rates: Mapping[str, KeyRate]
+) -> list[tuple[str, int | None]]:
+    """Return (id, slot or None), in order, of the jobs that have a slot where they need one, and a start."""
+    with_slots = [(row.id, row.limit_key, row.limit_slots) for row in due if row.limit_slots is not None]
+    slots = dict(assign_slots(with_slots, taken))
+    started: Counter[str] = Counter()
+    chosen: list[tuple[str, int | None]] = []
+    for row in due:
+        if row.limit_slots is not None and row.id not in slots:
+            continue
+        if row.rate_starts is not None:
+            rate = rates.get(row.limit_key)
+            if rate is None or started[row.limit_key] >= rate.left(row.rate_starts, row.rate_seconds):
+                continue
+            started[row.limit_key] += 1
+        chosen.append((row.id, slots.get(row.id)))
+    return chosen
+
+
+def _taken(session: Session, due: Sequence[Any]) -> dict[str, set[int]]:
+    keys = {row.limit_key for row in due if row.limit_slots is not None}
     taken: dict[str, set[int]] = {}
-    held = select(jobs.c.limit_key, jobs.c.slot).where(jobs.c.slot.is_not(None), jobs.c.limit_key.in_(keys))
-    for key, slot in session.execute(held):
-        taken.setdefault(key, set()).add(slot)
+    if keys:
+        is_held = jobs.c.slot.is_not(None)
+        held = select(jobs.c.limit_key, jobs.c.slot).where(is_held, jobs.c.limit_key.in_(keys))
+        for key, slot in session.execute(held):
+            taken.setdefault(key, set()).add(slot)
     return taken
 
 
 @cache
-def _due(filters: ClaimFilters) -> Select[Any]:
-    """Waiting jobs, of the keys that have a free slot: the others may be many and all before the rest."""
-    running = jobs.alias("running")
-    held = (
-        select(func.count())
-        .select_from(running)
-        .where(running.c.limit_key == jobs.c.limit_key, running.c.slot.is_not(None))
-        .scalar_subquery()
-    )
-    return (
-        select(jobs.c.id, jobs.c.limit_key, jobs.c.limit_slots, jobs.c.rescues)
-        .where(*is_claimable(filters), jobs.c.limit_key.is_not(None), held < jobs.c.limit_slots)
-        .order_by(jobs.c.priority, jobs.c.run_at, jobs.c.id)
-        .limit(bindparam("limit", type_=Integer))
-        .with_for_update(skip_locked=True, of=jobs)
-    )
-
-
-@cache
 def _take(dialect: str) -> Update:
+    """Lease the chosen jobs, each with its slot; those that others are claiming are passed over."""
     slots = _SLOTS.table(dialect)
+    due = (
+        select(jobs.c.id, slots.c.slot)
+        .select_from(jobs.join(slots, jobs.c.id == slots.c.id))
+        .where(in_state(jobs, JobState.AVAILABLE.value))
+        .with_for_update(skip_locked=True, of=jobs)
+        .cte("due")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )
     return (
         update(jobs)
-        .where(jobs.c.id == slots.c.id, in_state(jobs, JobState.AVAILABLE.value))
+        .where(jobs.c.id == due.c.id)
         .values(
             state=literal_column(f"'{JobState.RUNNING.value}'"),
             attempt=jobs.c.attempt + 1,
             lease_id=bindparam("lease_id", type_=IdText),
             lease_until=wall_time(bindparam("lease_seconds", type_=Float)),
-            slot=slots.c.slot,
+            slot=due.c.slot,
             **AT_START,
         )
         .returning(*JOB_COLUMNS)

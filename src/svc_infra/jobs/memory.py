@@ -182,8 +182,8 @@ class InMemoryJobQueue:
         request = make_request(name, payload, now=now, **options)
         if request.unique is not None:
             raise InvalidPayload("the memory queue has no unique jobs; use a SqlJobQueue")
-        if request.limit is not None or request.waits_for is not None:
-            raise InvalidPayload("the memory queue has no limits and no groups; use a SqlJobQueue")
+        if request.limit is not None or request.rate is not None or request.waits_for is not None:
+            raise InvalidPayload("the memory queue has no limits, rates and groups; use a SqlJobQueue")
         return new_job(request, now=now)
 
     def _store(self, job: Job) -> None:

@@ -12,6 +12,7 @@ from svc_infra.db.base import TENANT_ID_LENGTH, Base, IdText, UtcDateTime
 from svc_infra.db.leases import LeasedRow
 
 _IS_AVAILABLE = text("state = 'available'")
+_IS_OF_A_TENANT = text("state = 'available' AND tenant_id IS NOT NULL")
 _IS_LIMITED = text("state = 'available' AND limit_key IS NOT NULL")
 _HOLDS_A_SLOT = text("slot IS NOT NULL")
 _IS_RUNNING = text("state = 'running'")
@@ -56,6 +57,16 @@ class JobRow(LeasedRow, Base):
             sqlite_where=HOLDS_ITS_KEY,
             postgresql_where=HOLDS_ITS_KEY,
         ),
+        # A few jobs of each tenant are found in it without reading those of the others.
+        Index(
+            "ix_jobs_tenant",
+            "tenant_id",
+            "priority",
+            "run_at",
+            "id",
+            sqlite_where=_IS_OF_A_TENANT,
+            postgresql_where=_IS_OF_A_TENANT,
+        ),
         # A slot of a limit is held by one running job.
         Index(
             "uq_jobs_slot",
@@ -67,6 +78,7 @@ class JobRow(LeasedRow, Base):
         ),
         Index(
             "ix_jobs_limited",
+            "limit_key",
             "priority",
             "run_at",
             "id",
@@ -103,8 +115,26 @@ class JobRow(LeasedRow, Base):
     limit_key: Mapped[str | None] = mapped_column(String(255))
     limit_slots: Mapped[int | None] = mapped_column(Integer)
     slot: Mapped[int | None] = mapped_column(Integer)
+    rate_starts: Mapped[int | None] = mapped_column(Integer)
+    rate_seconds: Mapped[float | None] = mapped_column(Float)
     group_id: Mapped[str | None] = mapped_column(IdText)
     waits_for: Mapped[str | None] = mapped_column(IdText)
+
+
+class JobRateRow(Base):
+    """What started of one key with a rate (``rate.Starts``), in business time.
+
+    ``per_seconds`` is the longest stretch that is asked for. Its jobs are passed over until
+    ``blocked_until``; after ``kept_until`` no stretch holds any of what started.
+    """
+
+    __tablename__ = "job_rates"
+
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    started: Mapped[list[list[int]]] = mapped_column(JSON)
+    per_seconds: Mapped[float] = mapped_column(Float)
+    blocked_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    kept_until: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
 
 
 class QueueRow(Base):

@@ -16,6 +16,7 @@ from svc_infra.jobs.job import DEFAULT_QUEUE, FINISHED, Job, JobRequest, JobStat
 from svc_infra.jobs.kind import JobKind, Payload
 from svc_infra.jobs.limit import Limit
 from svc_infra.jobs.outcome import Transition
+from svc_infra.jobs.rate import Rate
 from svc_infra.jobs.uniqueness import Unique
 
 DEFAULT_LEASE_SECONDS = 30.0
@@ -64,6 +65,7 @@ class Enqueuer(Protocol):
         trace_context: str | None = None,
         timeout_seconds: float | None = None,
         limit: Limit | None = None,
+        rate: Rate | None = None,
         group_id: str | None = None,
         waits_for: str | None = None,
     ) -> Job:

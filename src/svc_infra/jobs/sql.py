@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
@@ -18,7 +19,8 @@ from svc_infra.jobs import rows, statements
 from svc_infra.jobs.enqueueing import Enqueued, add_job, enqueue_all, insert_jobs
 from svc_infra.jobs.job import FINISHED, Job, JobRequest, JobState
 from svc_infra.jobs.kind import JobKind, Payload
-from svc_infra.jobs.limited_claim import claim_limited
+from svc_infra.jobs.limited_claim import claim_in_turn, claim_limited
+from svc_infra.jobs.lines import LIMIT, TENANT, Place
 from svc_infra.jobs.queue import (
     DEFAULT_LEASE_SECONDS,
     Enqueuer,
@@ -27,6 +29,7 @@ from svc_infra.jobs.queue import (
     StoredJob,
     make_request,
 )
+from svc_infra.jobs.rate_store import prune_rates
 
 __all__ = ["SqlJobQueue", "database_of", "insert_jobs", "sync_session"]
 
@@ -63,6 +66,8 @@ class SqlJobQueue:
     def __init__(self, session_factory: SessionFactory, *, clock: Clock | None = None) -> None:
         self.session_factory = session_factory
         self.clock: Clock = clock or SystemClock()
+        # Where the looks along the lines of keys and of tenants are, for each choice of names.
+        self._places: defaultdict[object, Place] = defaultdict(Place)
 
     @property
     def url(self) -> URL:
@@ -127,17 +132,53 @@ class SqlJobQueue:
                 "lease_seconds": lease_seconds,
                 "database": database_of(session),
             }
-            claimed = claim_limited(session, limit, **options) if has_limits else []
+            limited = {**options, "place": self._places[LIMIT, frozenset(names or ())]}
+            claimed = claim_limited(session, limit, **limited) if has_limits else []
             if _has_room(claimed, limit):
                 claimed += rows.claim_jobs(session, limit - len(claimed), **options)
                 if not has_limits and _has_room(claimed, limit):
-                    claimed += claim_limited(session, limit - len(claimed), **options)
+                    claimed += claim_limited(session, limit - len(claimed), **limited)
             reached("after_claim")
             return claimed
 
         claimed = await self._in_transaction(claim)
         reached("after_claim_commit")
         return claimed
+
+    async def claim_in_turn(
+        self,
+        limit: int,
+        *,
+        each: int,
+        passing_over: Collection[str] = (),
+        names: Collection[str] | None = None,
+        versions: Mapping[str, int] | None = None,
+        queues: Collection[str] | None = None,
+        now: datetime | None = None,
+        lease_seconds: float = DEFAULT_LEASE_SECONDS,
+    ) -> list[Job]:
+        """Lease up to ``limit`` due jobs of tenants in turn, up to ``each`` of one, whatever waits before.
+
+        Each call goes on where the one before ended. Tenants in ``passing_over`` get no turn, nor do jobs
+        without a tenant; for all else see ``claim``.
+        """
+        due_at = now or self.clock.now()
+        place = self._places[TENANT, frozenset(names or ())]
+        return await self._in_transaction(
+            lambda session: claim_in_turn(
+                session,
+                limit,
+                each=each,
+                passing_over=passing_over,
+                names=names,
+                versions=versions,
+                queues=queues,
+                now=due_at,
+                lease_seconds=lease_seconds,
+                database=database_of(session),
+                place=place,
+            )
+        )
 
     async def finish(self, finishes: Iterable[Finish]) -> set[str]:
         """Write the transitions of jobs that are still held; see ``JobQueue.finish``."""
@@ -169,12 +210,13 @@ class SqlJobQueue:
     async def prune(
         self, *, finished_before: datetime, states: Collection[JobState] = FINISHED, limit: int = 1_000
     ) -> int:
-        """Delete old finished jobs; see ``JobQueue.prune``."""
-        return await self._in_transaction(
-            lambda session: rows.prune_jobs(
-                session, finished_before=finished_before, states=states, limit=limit
-            )
-        )
+        """Delete old finished jobs, and what no rate needs any more; see ``JobQueue.prune``."""
+
+        def prune(session: Session) -> int:
+            prune_rates(session, now=self.clock.now(), limit=limit)
+            return rows.prune_jobs(session, finished_before=finished_before, states=states, limit=limit)
+
+        return await self._in_transaction(prune)
 
     async def find(self, job_id: str) -> StoredJob | None:
         """Return one job as it is stored."""

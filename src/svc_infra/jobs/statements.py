@@ -33,6 +33,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import Delete, ReturningDelete
 from sqlalchemy.sql.elements import BindParameter, ColumnElement
+from sqlalchemy.sql.selectable import FromClause
 
 from svc_infra.db.base import IdText, UtcDateTime
 from svc_infra.db.leases import (
@@ -103,12 +104,15 @@ class ClaimFilters(NamedTuple):
     has_versions: bool = False
 
 
-def is_claimable(filters: ClaimFilters) -> list[ColumnElement[bool]]:
-    """The conditions of a job that is due, in a queue that is not paused, and known to the claimer."""
+def is_claimable(filters: ClaimFilters, jobs: FromClause = jobs) -> list[ColumnElement[bool]]:
+    """The conditions of a job that is due, in a queue that is not paused, and known to the claimer.
+
+    ``jobs`` is the table, or a select of columns of it.
+    """
     is_due = [in_state(jobs, JobState.AVAILABLE.value), jobs.c.run_at <= _now()]
     paused = select(queues.c.name).where(queues.c.paused_at.is_not(None))
     is_due.append(jobs.c.queue.not_in(paused))
-    member = jobs.alias("member")
+    member = JobRow.metadata.tables[JobRow.__tablename__].alias("member")
     open_states = [JobState.AVAILABLE.value, JobState.RUNNING.value]
     unfinished = (
         select(member.c.id)

@@ -15,11 +15,13 @@ from svc_infra.jobs.executor import Executor, session_factory_of
 from svc_infra.jobs.handlers import HandlerKind, Handlers
 from svc_infra.jobs.heartbeat import Heartbeat
 from svc_infra.jobs.job import Job
+from svc_infra.jobs.lane import Lane
 from svc_infra.jobs.loop import run_loop
 from svc_infra.jobs.maintenance import Maintenance
 from svc_infra.jobs.outcome import Cancel, decide
 from svc_infra.jobs.queue import DEFAULT_LEASE_SECONDS, Finish, JobQueue
 from svc_infra.jobs.retry import RetryPolicy
+from svc_infra.jobs.slots import Slots
 from svc_infra.jobs.sql import SqlJobQueue
 from svc_infra.jobs.stats import Stats
 from svc_infra.jobs.waking import WakeUp
@@ -29,33 +31,12 @@ log = structlog.get_logger(__name__)
 _POSTGRES_TRANSACTIONS = 4
 _SQLITE_TRANSACTIONS = 1
 _PLAIN_JOBS = 8
+# One more may run than that, of a tenant of which none runs: a tenant with slow jobs leaves others this.
+_HEAD_ROOM = 1
 # Enough jobs in hand that a claim's round trip is small beside them, few enough for others to get some.
 _PREFETCHED_PER_SLOT = 8
-# Where what is in hand is done sooner than this, twice as much is taken, to run while the next claim is made.
-_QUICK_SECONDS = 0.5
 # A cancelled job is not retried, so that no policy matters.
 _ANY = RetryPolicy()
-
-
-class _Lane:
-    """The names of one kind of handler, and how many of their jobs may be in hand."""
-
-    def __init__(self, names: Collection[str], slots: asyncio.Semaphore, capacity: int) -> None:
-        self.names = names
-        self.slots = slots
-        self.capacity = capacity
-        self.in_hand = 0
-        self._seconds_in_hand = _QUICK_SECONDS
-
-    def room(self) -> int:
-        """How many jobs to claim now: none until half of the capacity is free."""
-        capacity = self.capacity * 2 if self._seconds_in_hand < _QUICK_SECONDS else self.capacity
-        return capacity - self.in_hand if self.in_hand <= capacity // 2 else 0
-
-    def ended(self, jobs: int, *, seconds_in_hand: float) -> None:
-        """Let go of ``jobs`` that were in hand for so long, waiting for a slot and running."""
-        self.in_hand -= jobs
-        self._seconds_in_hand = seconds_in_hand
 
 
 class Worker:
@@ -172,6 +153,7 @@ class Worker:
         await self._settle_unfinished()
         found = False
         for lane in self._lanes:
+            found = await self._claim_in_turn(lane) or found
             room = lane.room()
             if not room:
                 continue
@@ -184,16 +166,44 @@ class Worker:
                 now=self._clock.now(),
                 lease_seconds=self._lease_seconds,
             )
+            lane.has_backlog = len(jobs) >= room
             self._start(lane, jobs)
             found = found or bool(jobs)
         return found
 
-    def _start(self, lane: _Lane, jobs: Sequence[Job]) -> None:
+    async def _claim_in_turn(self, lane: Lane) -> bool:
+        """Claim for tenants that would wait behind others, while there is a backlog; True if anything was.
+
+        A limited kind may have one without filling any claim.
+        """
+        if not isinstance(self._queue, SqlJobQueue) or not (lane.has_backlog or self._handlers.has_limits):
+            return False
+        loop, room = asyncio.get_running_loop(), lane.room_for_turns()
+        wait_seconds = lane.seconds_to_look(loop.time())
+        if wait_seconds > 0 or not room:
+            if lane.has_news and room:
+                loop.call_later(wait_seconds, self._wake.set)
+            return False
+        lane.looked(loop.time())
+        jobs = await self._queue.claim_in_turn(
+            room,
+            each=lane.each(),
+            passing_over=lane.tenants_in_hand(),
+            names=lane.names,
+            versions=self._handlers.versions,
+            queues=self._queues,
+            now=self._clock.now(),
+            lease_seconds=self._lease_seconds,
+        )
+        self._start(lane, jobs)
+        return bool(jobs)
+
+    def _start(self, lane: Lane, jobs: Sequence[Job]) -> None:
         if self._is_stopping:
             self._unfinished += jobs
             return
         self._heartbeat.hold(jobs)
-        lane.in_hand += len(jobs)
+        lane.started(jobs)
         since = time.monotonic()
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -212,15 +222,20 @@ class Worker:
             for start in range(0, len(unit), size):
                 yield unit[start : start + size]
 
-    async def _run(self, lane: _Lane, unit: Sequence[Job]) -> None:
-        async with lane.slots:
+    async def _run(self, lane: Lane, unit: Sequence[Job]) -> None:
+        # A limited job holds up others of its key while it waits for its turn here.
+        is_first = self._handlers[unit[0].name].is_limited
+        await lane.slots.acquire(unit[0].tenant_id, is_first=is_first)
+        try:
             self._not_started.discard(asyncio.current_task())
             await self._executor.run(unit)
+        finally:
+            lane.slots.release(unit[0].tenant_id)
 
-    def _ended(self, task: asyncio.Task[None], lane: _Lane, *, seconds_in_hand: float) -> None:
+    def _ended(self, task: asyncio.Task[None], lane: Lane, *, seconds_in_hand: float) -> None:
         unit = self._tasks.pop(task)
         self._not_started.discard(task)
-        lane.ended(len(unit), seconds_in_hand=seconds_in_hand)
+        lane.ended(unit, seconds_in_hand=seconds_in_hand)
         self._heartbeat.let_go(unit)
         error = None if task.cancelled() else task.exception()
         if task.cancelled() or error is not None:
@@ -284,19 +299,20 @@ class Worker:
     def _has_room(self) -> bool:
         return any(lane.room() for lane in self._lanes)
 
-    def _make_lanes(self, concurrency: int) -> list[_Lane]:
-        transactions = asyncio.Semaphore(concurrency)
+    def _make_lanes(self, concurrency: int) -> list[Lane]:
+        # Where one transaction runs at a time, another beside it could only wait for it.
+        transactions = Slots(concurrency, head_room=0 if concurrency == 1 else _HEAD_ROOM)
         lanes = []
         for kind, slots, width in (
             (HandlerKind.BATCH, transactions, concurrency),
             (HandlerKind.JOB, transactions, concurrency),
-            (HandlerKind.PLAIN, asyncio.Semaphore(_PLAIN_JOBS), _PLAIN_JOBS),
+            (HandlerKind.PLAIN, Slots(_PLAIN_JOBS, head_room=_HEAD_ROOM), _PLAIN_JOBS),
         ):
             chosen = [registration for registration in self._handlers if registration.kind is kind]
             if chosen:
                 sizes = [registration.batch_size for registration in chosen]
                 per_slot = max(sizes) if kind is HandlerKind.BATCH else _PREFETCHED_PER_SLOT
-                lanes.append(_Lane(frozenset(each.name for each in chosen), slots, width * per_slot))
+                lanes.append(Lane(frozenset(each.name for each in chosen), slots, width * per_slot))
         return lanes
 
     def _default_concurrency(self) -> int:
