@@ -14,6 +14,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,12 +57,30 @@ class WorkerSettings(_Section):
     discarded_retention_days: float = Field(90, gt=0)
 
 
+class ScheduleSettings(_Section):
+    """A schedule in the settings, or added by hand: one of ``cron``, ``every_seconds`` and ``at``."""
+
+    name: str
+    job: str
+    cron: str | None = None
+    every_seconds: int | None = None
+    at: datetime | None = None
+    timezone: str = "UTC"
+    payload: dict[str, Any] = {}
+    queue: str = "default"
+    catch_up: Literal["all", "latest", "none"] = "all"
+    cap: int = 1_000
+    overlap: Literal["parallel", "queue", "skip"] = "parallel"
+    jitter_seconds: float = 0
+
+
 class SchedulerSettings(_Section):
     is_enabled: bool = True
     poll_seconds: float = Field(1.0, gt=0)
     daily_cron: str = "5 0 * * *"
     monthly_cron: str = "15 0,12 1 * *"
     timezone: str = "UTC"
+    schedules: tuple[ScheduleSettings, ...] = ()
 
 
 class WebhookSettings(_Section):

@@ -29,6 +29,7 @@ from svc_infra.jobs.maintenance import Maintenance
 from svc_infra.jobs.schedule_store import SqlScheduleStore
 from svc_infra.jobs.scheduler import Schedule, Scheduler
 from svc_infra.jobs.sql import SqlJobQueue
+from svc_infra.jobs.stored_schedules import added_schedules, make_schedule
 from svc_infra.jobs.worker import Worker
 from svc_infra.webhooks.catalogue import TopicCatalogue
 from svc_infra.webhooks.deliverer import Deliverer, Sender
@@ -115,7 +116,12 @@ class Runtime:
             [*default_schedules(settings), *application.schedules],
             clock=self.clock,
             start_at=schedules_start_at,
+            added=self._added_schedules,
         )
+
+    async def _added_schedules(self) -> list[Schedule]:
+        async with self.session_factory() as session:
+            return await session.run_sync(added_schedules)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until ``stop`` is set, then end each part gracefully."""
@@ -193,11 +199,12 @@ class Runtime:
 
 
 def default_schedules(settings: Settings) -> Sequence[Schedule]:
-    """The schedules of billing, as the settings time them."""
+    """The schedules of billing, as the settings time them, and those that the settings add."""
     scheduler = settings.scheduler
-    return runs.default_schedules(
+    of_billing = runs.default_schedules(
         daily_cron=scheduler.daily_cron, monthly_cron=scheduler.monthly_cron, timezone=scheduler.timezone
     )
+    return [*of_billing, *(make_schedule(schedule) for schedule in scheduler.schedules)]
 
 
 def _retention(worker: WorkerSettings) -> dict[JobState, timedelta]:

@@ -32,6 +32,7 @@ from svc_infra.exceptions import (
     InvalidSettings,
     SchemaMissing,
 )
+from svc_infra.jobs.timing import NEVER
 from svc_infra.runtime import default_schedules, key_ring
 from svc_infra.webhooks.dialer import Dialer
 from svc_infra.webhooks.endpoints import Endpoint, list_endpoints
@@ -164,7 +165,8 @@ def _schedules(settings: Settings) -> Iterator[Check]:
         yield Check("schedules", SKIPPED, "scheduler.is_enabled is false: this worker runs none")
         return
     for schedule in schedules:
-        fire_at = canonical_instant(schedule.cron.next_fire(now))
+        next_fire_at = schedule.cron.next_fire(now)
+        fire_at = "never" if next_fire_at == NEVER else canonical_instant(next_fire_at)
         cron = f"{schedule.cron.expression!r} in {schedule.cron.timezone}"
         yield Check(f"schedule {schedule.name}", OK, f"{cron}, next fire {fire_at}")
 

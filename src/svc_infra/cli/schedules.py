@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from datetime import datetime
 from typing import Any
 
 import click
+from pydantic import ValidationError
 
 from svc_infra.application import load_application
 from svc_infra.canonical import canonical_instant
@@ -12,10 +15,17 @@ from svc_infra.cli.acting import actor_option, echo_act, in_transaction
 from svc_infra.cli.context import echo_json, json_option, settings_options
 from svc_infra.cli.table import print_table
 from svc_infra.clock import SystemClock
-from svc_infra.config import Settings
+from svc_infra.config import ScheduleSettings, Settings
 from svc_infra.exceptions import NotFound
-from svc_infra.jobs.pausing import list_schedules, pause_schedule, resume_schedule, run_schedule
+from svc_infra.jobs.pausing import (
+    StoredSchedule,
+    list_schedules,
+    pause_schedule,
+    resume_schedule,
+    run_schedule,
+)
 from svc_infra.jobs.scheduler import Schedule
+from svc_infra.jobs.stored_schedules import add_schedule, remove_schedule
 from svc_infra.jobs.timing import NEVER
 from svc_infra.runtime import default_schedules
 
@@ -32,25 +42,12 @@ def schedules() -> None:
 @json_option
 @settings_options
 def list_(settings: Settings, application: str | None, as_json: bool) -> None:
-    """List the schedules of the settings and of --app."""
+    """List the schedules of the settings, of --app, and those that were added by hand."""
     now = SystemClock().now()
     stored = {schedule.name: schedule for schedule in in_transaction(settings, list_schedules)}
-    rows: list[dict[str, Any]] = []
-    for schedule in known_schedules(settings, application):
-        found = stored.get(schedule.name)
-        rows.append(
-            {
-                "name": schedule.name,
-                "cron": schedule.cron.expression,
-                "timezone": schedule.cron.timezone,
-                "job": schedule.job_name,
-                "next_fire_at": None
-                if (at := schedule.cron.next_fire(now)) == NEVER
-                else canonical_instant(at),
-                "fired_until": canonical_instant(found.fired_until) if found else None,
-                "paused_at": canonical_instant(found.paused_at) if found and found.paused_at else None,
-            }
-        )
+    known = known_schedules(settings, application)
+    known += [each.added for each in stored.values() if each.added is not None]
+    rows = [_row(schedule, stored.get(schedule.name), now) for schedule in known]
     if as_json:
         echo_json(rows)
     elif rows:
@@ -96,6 +93,47 @@ def run(settings: Settings, name: str, application: str | None, actor: str, as_j
 
 @schedules.command()
 @click.argument("name")
+@click.option("--job", required=True, help="The name of the job that each fire enqueues.")
+@click.option("--cron", help="Five fields, or @daily and the like.")
+@click.option("--every-seconds", type=int, help="Instead of --cron: an interval.")
+@click.option("--at", metavar="INSTANT", help="Instead of --cron: once, like 2030-01-01T00:00:00Z.")
+@click.option("--timezone", default="UTC", show_default=True, help="Of --cron.")
+@click.option("--payload", default="{}", show_default=True, metavar="JSON")
+@click.option("--queue", default="default", show_default=True)
+@click.option("--catch-up", type=click.Choice(["all", "latest", "none"]), default="all", show_default=True)
+@click.option("--cap", type=int, default=1_000, show_default=True, help="Missed fires taken at once.")
+@click.option(
+    "--overlap", type=click.Choice(["parallel", "queue", "skip"]), default="parallel", show_default=True
+)
+@click.option("--jitter-seconds", type=float, default=0, show_default=True)
+@json_option
+@actor_option
+@settings_options
+def add(settings: Settings, actor: str, as_json: bool, **fields: Any) -> None:
+    """Add schedule NAME, or change one that was added. Workers that run take it up within seconds."""
+    now = SystemClock().now()
+    try:
+        schedule = ScheduleSettings(**{**fields, "payload": json.loads(fields["payload"])})
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise click.UsageError(f"--payload or --at cannot be read: {error}") from None
+    in_transaction(settings, lambda session: add_schedule(session, schedule, actor=actor, now=now))
+    echo_act(as_json, "added", schedule=schedule.name)
+
+
+@schedules.command()
+@click.argument("name")
+@json_option
+@actor_option
+@settings_options
+def remove(settings: Settings, name: str, actor: str, as_json: bool) -> None:
+    """Remove schedule NAME, which was added by hand. Its jobs stay."""
+    now = SystemClock().now()
+    in_transaction(settings, lambda session: remove_schedule(session, name, actor=actor, now=now))
+    echo_act(as_json, "removed", schedule=name)
+
+
+@schedules.command()
+@click.argument("name")
 @json_option
 @actor_option
 @settings_options
@@ -125,7 +163,23 @@ def known_schedules(settings: Settings, application: str | None) -> list[Schedul
 
 
 def _named(settings: Settings, application: str | None, name: str) -> Schedule:
-    for schedule in known_schedules(settings, application):
+    added = [each.added for each in in_transaction(settings, list_schedules) if each.added is not None]
+    for schedule in [*known_schedules(settings, application), *added]:
         if schedule.name == name:
             return schedule
-    raise NotFound(f"no schedule {name!r} in the settings or in --app; see 'worker.py schedules list'")
+    raise NotFound(
+        f"no schedule {name!r} in the settings, in --app or added by hand; see 'worker.py schedules list'"
+    )
+
+
+def _row(schedule: Schedule, stored: StoredSchedule | None, now: datetime) -> dict[str, Any]:
+    next_fire_at = schedule.cron.next_fire(now)
+    return {
+        "name": schedule.name,
+        "cron": schedule.cron.expression,
+        "timezone": schedule.cron.timezone,
+        "job": schedule.job_name,
+        "next_fire_at": None if next_fire_at == NEVER else canonical_instant(next_fire_at),
+        "fired_until": canonical_instant(stored.fired_until) if stored else None,
+        "paused_at": canonical_instant(stored.paused_at) if stored and stored.paused_at else None,
+    }

@@ -111,8 +111,12 @@ def _look(session: Session, schedules: list[Schedule]) -> tuple[Overview, list[L
     now = SystemClock().now()
     stored = {schedule.name: schedule for schedule in list_schedules(session)}
     listed = [_listed(schedule, stored.pop(schedule.name, None), now) for schedule in schedules]
-    # Those that only another worker's application knows: when they fire is not stored.
-    listed += [ListedSchedule(each.name, None, each.fired_until, each.paused_at) for each in stored.values()]
+    for each in stored.values():
+        if each.added is not None:
+            listed.append(_listed(each.added, each, now))
+        else:
+            # Only another worker's application knows it: when it fires is not stored.
+            listed.append(ListedSchedule(each.name, None, each.fired_until, each.paused_at))
     listed.sort(key=lambda each: (each.next_fire_at is None, each.next_fire_at or now, each.name))
     return overview(session, now=now), listed
 

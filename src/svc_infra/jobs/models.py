@@ -173,13 +173,15 @@ class AdminActRow(Base):
 class ScheduleRow(Base):
     """How far the fires of one schedule have been dealt with (``fired_until``, inclusive).
 
-    While it is paused, its fires are recorded as missed.
+    While it is paused, its fires are recorded as missed. One that was added by hand has a
+    ``definition``.
     """
 
     __tablename__ = "schedules"
 
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     fired_until: Mapped[datetime] = mapped_column(UtcDateTime)
+    definition: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     paused_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
 

@@ -22,6 +22,7 @@ from svc_infra.jobs.rows import dialect_of
 from svc_infra.jobs.schedule_store import record_fire
 from svc_infra.jobs.scheduler import Schedule
 from svc_infra.jobs.statements import jobs, queues
+from svc_infra.jobs.stored_schedules import added_schedules
 
 _schedules = ScheduleRow.metadata.tables[ScheduleRow.__tablename__]
 
@@ -38,11 +39,12 @@ class ListedQueue:
 
 @dataclass(frozen=True, slots=True)
 class StoredSchedule:
-    """How far a schedule has fired."""
+    """How far a schedule has fired; ``added`` is what it is, if it was added by hand."""
 
     name: str
     fired_until: datetime
     paused_at: datetime | None
+    added: Schedule | None = None
 
 
 def pause_queue(session: Session, name: str, *, actor: str, now: datetime) -> None:
@@ -124,7 +126,9 @@ def run_schedule(session: Session, schedule: Schedule, *, actor: str, now: datet
 def list_schedules(session: Session) -> list[StoredSchedule]:
     """Return the schedules that a scheduler has started, by name."""
     columns = _schedules.c.name, _schedules.c.fired_until, _schedules.c.paused_at
-    return [StoredSchedule(*row) for row in session.execute(select(*columns).order_by(_schedules.c.name))]
+    added = {schedule.name: schedule for schedule in added_schedules(session)}
+    rows = session.execute(select(*columns).order_by(_schedules.c.name))
+    return [StoredSchedule(*row, added.get(row.name)) for row in rows]
 
 
 def _set_schedule(session: Session, name: str, *, paused_at: Any, now: datetime) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 # Records of fires are kept for as long as somebody may ask what happened; never less than catching up needs.
 FIRES_KEPT = timedelta(days=400)
 _MAX_NAME_LENGTH = 200
+_TAKE_UP_SECONDS = 5.0
 
 
 class Overlap(StrEnum):
@@ -96,7 +97,8 @@ class Scheduler:
 
     Each tick deals with the fires up to the clock's now, one transaction per schedule that has some. There is
     no leader: the unique record of a fire, written with its job, is what makes it happen once. A new schedule
-    starts at ``start_at``, by default at its first tick.
+    starts at ``start_at``, by default at its first tick. ``added`` returns those that were added elsewhere
+    meanwhile; ``run`` asks it every few seconds.
     """
 
     def __init__(
@@ -106,8 +108,11 @@ class Scheduler:
         *,
         clock: Clock | None = None,
         start_at: datetime | None = None,
+        added: Callable[[], Awaitable[Iterable[Schedule]]] | None = None,
     ) -> None:
         self._store = store
+        self._added = added
+        self._added_names: set[str] = set()
         self._clock: Clock = clock or SystemClock()
         self._start_at = start_at
         self._schedules: dict[str, Schedule] = {}
@@ -143,20 +148,39 @@ class Scheduler:
         first = min(fires, default=NEVER)
         return None if first == NEVER else first
 
+    async def take_up(self) -> None:
+        """Take up the schedules that were added or changed elsewhere, and let go of those that were removed.
+
+        One whose name this scheduler has otherwise is left out.
+        """
+        if self._added is None:
+            return
+        own = self._schedules.keys() - self._added_names
+        added = {schedule.name: schedule for schedule in await self._added() if schedule.name not in own}
+        for name in self._added_names:
+            if added.get(name) != self._schedules[name]:
+                del self._schedules[name]
+                self._next_fires.pop(name, None)
+        self._schedules |= added
+        self._added_names = set(added)
+
     async def tick(self) -> int:
         """Enqueue the jobs of all fires that are due and return how many were enqueued.
 
         While nothing is due it does not ask the database.
         """
         now = self._clock.now()
-        waiting = [name for name in self._schedules if not self._is_after(name, now)]
+        waiting = {
+            name: schedule for name, schedule in self._schedules.items() if not self._is_after(name, now)
+        }
         self._has_more = False
         if not waiting:
             return 0
         await self._load(waiting, now)
         enqueued = 0
-        for name in waiting:
-            enqueued += await self._fire(self._schedules[name], now)
+        for name, schedule in waiting.items():
+            if name in self._fired_until:
+                enqueued += await self._fire(schedule, now)
         return enqueued
 
     async def run(self, stop: asyncio.Event, *, poll_seconds: float = 1.0) -> None:
@@ -169,19 +193,28 @@ class Scheduler:
         async def prune() -> bool:
             return await self._store.prune(before=self._clock.now() - FIRES_KEPT) > 0
 
+        async def take_up() -> bool:
+            await self.take_up()
+            return False
+
         async with asyncio.TaskGroup() as group:
+            group.create_task(run_loop("jobs.schedules", take_up, stop=stop, poll_seconds=_TAKE_UP_SECONDS))
             group.create_task(run_loop("jobs.scheduler", step, stop=stop, poll_seconds=poll_seconds))
             group.create_task(run_loop("jobs.prune_fires", prune, stop=stop, poll_seconds=3_600))
 
-    async def _load(self, names: list[str], now: datetime) -> None:
+    async def _load(self, schedules: Mapping[str, Schedule], now: datetime) -> None:
         """Read how far the schedules are, and start those that are new."""
-        stored = await self._store.fired_until(names)
-        new = {name: self._start_at or now for name in names if name not in stored}
+        stored = await self._store.fired_until(schedules)
+        absent = schedules.keys() - stored.keys()
+        for name in absent & self._added_names:
+            # Whoever adds a schedule starts it: this one was removed just now.
+            self._fired_until.pop(name, None)
+        new = {name: self._start_at or now for name in absent - self._added_names}
         if new:
             await self._store.start(new, now=now)
             stored |= await self._store.fired_until(list(new))
         for name, fired_until in stored.items():
-            self._dealt_with(name, fired_until)
+            self._dealt_with(schedules[name], fired_until)
 
     async def _fire(self, schedule: Schedule, now: datetime) -> int:
         if self._is_after(schedule.name, now):
@@ -195,14 +228,14 @@ class Scheduler:
         )
         fires = [Fire(at, schedule.request(at)) for at in due.fires] + [Fire(at, None) for at in due.missed]
         enqueued = await self._store.fire(schedule.name, fires, fired_until=due.fired_until, now=now)
-        self._dealt_with(schedule.name, due.fired_until)
+        self._dealt_with(schedule, due.fired_until)
         self._has_more = self._has_more or due.has_more
         _report(schedule, due, enqueued)
         return enqueued
 
-    def _dealt_with(self, name: str, until: datetime) -> None:
-        self._fired_until[name] = until
-        self._next_fires[name] = self._schedules[name].cron.next_fire(until)
+    def _dealt_with(self, schedule: Schedule, until: datetime) -> None:
+        self._fired_until[schedule.name] = until
+        self._next_fires[schedule.name] = schedule.cron.next_fire(until)
 
     def _is_after(self, name: str, now: datetime) -> bool:
         """Whether the schedule's next fire is known and still to come."""

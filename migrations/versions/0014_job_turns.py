@@ -1,12 +1,12 @@
-"""Turns: jobs by tenant and by key in an index each; rates, and what started of each key."""
+"""Jobs by tenant and by key in an index each; rates, and what started of each; schedules added by hand."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0013"
-down_revision = "0012"
+revision = "0014"
+down_revision = "0013"
 branch_labels = None
 depends_on = None
 
@@ -30,9 +30,11 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("key", name="pk_job_rates"),
     )
     op.create_index("ix_job_rates_kept_until", "job_rates", ["kept_until"])
+    op.add_column("schedules", sa.Column("definition", sa.JSON(), nullable=True))
 
 
 def downgrade() -> None:
+    op.drop_column("schedules", "definition")
     op.drop_table("job_rates")
     op.drop_index("ix_jobs_tenant", "jobs")
     op.drop_index("ix_jobs_limited", "jobs")
