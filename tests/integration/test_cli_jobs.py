@@ -109,11 +109,23 @@ def test_schedules_are_listed_with_their_fires_and_run_by_hand(url: str) -> None
     assert first["name"] in run(url, "schedules", "list")
 
 
+def test_a_schedule_is_added_by_hand_listed_run_and_removed(url: str) -> None:
+    add = ("schedules", "add", "nightly", "--job", "n", "--cron", "0 3 * * *", "--payload", '{"k": 1}')
+    assert read_json(url, *add) == {"schedule": "nightly", "done": "added"}
+    listed = {row["name"]: row for row in read_json(url, "schedules", "list")}
+    assert (listed["nightly"]["cron"], listed["nightly"]["job"]) == ("0 3 * * *", "n")
+    assert read_json(url, "schedules", "next", "nightly", "-n", "1") == [listed["nightly"]["next_fire_at"]]
+    job_id = read_json(url, "schedules", "run", "nightly")["job_id"]
+    assert read_json(url, "jobs", "show", job_id)["payload"]["k"] == 1
+    assert read_json(url, "schedules", "remove", "nightly") == {"schedule": "nightly", "done": "removed"}
+    with pytest.raises(NotFound):
+        run(url, "schedules", "next", "nightly")
+
+
 def test_top_shows_what_goes_on_as_a_screen_and_as_json(url: str, jobs: list[str]) -> None:
     run(url, "queues", "pause", "slow")
     seen = read_json(url, "top")
-    (default, slow) = seen["jobs"]["queues"]
-    assert (default["name"], default["due"], default["running"]) == ("default", 0, 0)
+    (slow,) = seen["jobs"]["queues"]
     assert (slow["name"], slow["due"], slow["paused_at"] is None) == ("slow", 1, False)
     assert slow["oldest_due_at"] is not None
     assert [name["name"] for name in seen["jobs"]["names"]] == ["[red]"]

@@ -12,9 +12,10 @@ from svc_infra.jobs.slots import Slots
 _QUICK_SECONDS = 0.5
 # The part of a lane that one turn gives to a tenant: about as many jobs as may run at once.
 _PARTS = 8
-# Looking for other tenants costs about a millisecond: at once after an enqueue, but not more often than this.
+# Looking for other tenants costs about a millisecond. It is done at once after an enqueue, or if there were
+# some at the last look, but not more often than this; otherwise for those whose run_at has come.
 _LOOK_SECONDS = 0.005
-_LOOK_WITHOUT_NEWS_SECONDS = 0.05
+_IDLE_LOOK_SECONDS = 0.25
 
 
 class Lane:
@@ -30,6 +31,7 @@ class Lane:
         self.has_backlog = False
         self.has_news = False
         self._looked_at = 0.0
+        self._has_found = False
         self._capacity = capacity
         self._in_hand = 0
         self._of_tenants: Counter[str] = Counter()
@@ -55,12 +57,12 @@ class Lane:
 
     def seconds_to_look(self, now: float) -> float:
         """In how many seconds to look for tenants that wait; ``now`` is monotonic."""
-        pause = _LOOK_SECONDS if self.has_news else _LOOK_WITHOUT_NEWS_SECONDS
-        return self._looked_at + pause - now
+        is_likely = self.has_news or self._has_found
+        return self._looked_at + (_LOOK_SECONDS if is_likely else _IDLE_LOOK_SECONDS) - now
 
-    def looked(self, now: float) -> None:
-        """Have looked for tenants that wait."""
-        self._looked_at, self.has_news = now, False
+    def looked(self, now: float, *, has_found: bool) -> None:
+        """Have looked for tenants that wait, and found some or none."""
+        self._looked_at, self._has_found = now, has_found
 
     def started(self, jobs: Sequence[Job]) -> None:
         """Have ``jobs`` in hand."""

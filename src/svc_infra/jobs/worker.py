@@ -184,7 +184,7 @@ class Worker:
             if lane.has_news and room:
                 loop.call_later(wait_seconds, self._wake.set)
             return False
-        lane.looked(loop.time())
+        lane.has_news = False
         jobs = await self._queue.claim_in_turn(
             room,
             each=lane.each(),
@@ -195,6 +195,7 @@ class Worker:
             now=self._clock.now(),
             lease_seconds=self._lease_seconds,
         )
+        lane.looked(loop.time(), has_found=bool(jobs))
         self._start(lane, jobs)
         return bool(jobs)
 
