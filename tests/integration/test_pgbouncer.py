@@ -104,7 +104,7 @@ async def test_a_worker_runs_beats_rescues_and_schedules_behind_a_transaction_po
     sessions = make_session_factory(pooled)
     queue, handlers = SqlJobQueue(sessions), Handlers(sessions)
     stop, hears_of_it, ran = asyncio.Event(), asyncio.Event(), []
-    lease_seconds = 1.0
+    lease_seconds = 3.0
 
     @handlers.job("one")
     async def one(job: Job, session: AsyncSession) -> None:
@@ -123,7 +123,7 @@ async def test_a_worker_runs_beats_rescues_and_schedules_behind_a_transaction_po
 
     @handlers.plain("slow")
     async def slow(job: Job) -> None:
-        await asyncio.sleep(2 * lease_seconds)
+        await asyncio.sleep(1.4 * lease_seconds)
         assert await queue.rescue() == (0, 0), "its heartbeat keeps the lease, over a connection of its own"
         hears_of_it.set()
 
