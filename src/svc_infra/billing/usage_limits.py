@@ -18,6 +18,14 @@ class UsageLimits:
     past: timedelta | None = None
     future: timedelta | None = None
 
+    @classmethod
+    def of(cls, past_days: float, future_seconds: float) -> UsageLimits:
+        """The limits as the settings give them, 0 for none."""
+        return cls(
+            timedelta(days=past_days) if past_days else None,
+            timedelta(seconds=future_seconds) if future_seconds else None,
+        )
+
     def refusals(
         self, events: Mapping[int, NewUsage], meterings: Mapping[str, Metering], now: datetime
     ) -> dict[int, str]:

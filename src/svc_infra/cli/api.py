@@ -34,6 +34,7 @@ def api(settings: Settings, host: str | None, port: int | None) -> None:
 async def _serve(settings: Settings, host: str, port: int) -> None:
     try:
         from svc_infra.cli.http_server import serve_http
+        from svc_infra.cli.usage_events import limits_in
     except ImportError as error:
         raise InvalidSettings(f"the HTTP API needs the extra 'api': {error}") from None
 
@@ -43,6 +44,13 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
     try:
         await require_head(engine)
         async with monitored(settings.monitoring, engine, stop):
-            await serve_http(engine, stop, host=host, port=port, grace_seconds=settings.worker.grace_seconds)
+            await serve_http(
+                engine,
+                stop,
+                host=host,
+                port=port,
+                grace_seconds=settings.worker.grace_seconds,
+                limits=limits_in(settings),
+            )
     finally:
         await engine.dispose()

@@ -12,6 +12,7 @@ import uvicorn
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from svc_infra.api.fastapi.service import make_app
+from svc_infra.billing.usage_limits import UsageLimits
 
 log = structlog.get_logger(__name__)
 
@@ -30,11 +31,17 @@ class _Server(uvicorn.Server):
 
 
 async def serve_http(
-    engine: AsyncEngine, stop: asyncio.Event, *, host: str, port: int, grace_seconds: float
+    engine: AsyncEngine,
+    stop: asyncio.Event,
+    *,
+    host: str,
+    port: int,
+    grace_seconds: float,
+    limits: UsageLimits,
 ) -> None:
     """Serve until ``stop`` is set; then close the port and let requests that run end in ``grace_seconds``."""
     config = uvicorn.Config(
-        make_app(engine),
+        make_app(engine, limits),
         host=host,
         port=port,
         access_log=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import click
@@ -34,10 +34,7 @@ reason_option = click.option("--reason", required=True, help="Why; it is kept wi
 
 def limits_in(settings: Settings) -> UsageLimits:
     """How far from now the settings let usage lie."""
-    past, future = settings.billing.usage_past_days, settings.billing.usage_future_seconds
-    return UsageLimits(
-        past=timedelta(days=past) if past else None, future=timedelta(seconds=future) if future else None
-    )
+    return UsageLimits.of(settings.billing.usage_past_days, settings.billing.usage_future_seconds)
 
 
 @click.command()

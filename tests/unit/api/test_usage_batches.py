@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -10,8 +11,12 @@ from fastapi import FastAPI
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from svc_infra.api.fastapi.billing.setup import add_billing
 from svc_infra.billing import UsageEvent
-from tests.unit.api.asking import ONE, READER, client_of
+from svc_infra.billing.usage_limits import UsageLimits
+from svc_infra.billing.usage_rejections import list_rejections
+from svc_infra.clock import FixedClock
+from tests.unit.api.asking import ONE, READER, client_of, principal_of
 
 Sessions = async_sessionmaker[AsyncSession]
 AT = "2025-01-01T00:00:00Z"
@@ -53,8 +58,6 @@ async def test_what_is_no_batch_writes_nothing(app: FastAPI, session_factory: Se
 
 
 async def test_a_batch_without_instants_may_be_repeated(app: FastAPI, clock: Any) -> None:
-    from datetime import timedelta
-
     batch = [{"metric": "tokens", "amount": 1, "idempotency_key": key} for key in "ab"]
     async with client_of(app, ONE) as client:
         await client.post("/_billing/usage/batch", json=batch)
@@ -100,3 +103,24 @@ async def test_a_line_without_end_is_refused(app: FastAPI, session_factory: Sess
             refused = await client.post(f"/_billing/usage/{path}", headers=READER, json=[])
             assert refused.status_code == 403
     assert await recorded(session_factory) == 0
+
+
+async def test_what_lies_outside_the_limits_is_refused_and_kept(
+    session_factory: Sessions, clock: FixedClock
+) -> None:
+    app = FastAPI()
+    limits = UsageLimits(future=timedelta(hours=1))
+    add_billing(app, session_factory=session_factory, principal=principal_of, clock=clock, limits=limits)
+    late = usage("late", at="2025-01-01T13:00:01Z")
+    async with client_of(app, ONE) as client:
+        answer = await client.post("/_billing/usage/batch", json=[late, usage("a", amount=-1), usage("b")])
+        single = await client.post("/_billing/usage", json=late)
+        stream = await client.post("/_billing/usage/stream", content=json.dumps(late))
+    results = answer.json()["results"]
+    assert [result["outcome"] for result in results] == ["invalid", "invalid", "inserted"]
+    assert "in the future" in results[0]["detail"]
+    assert (single.status_code, stream.json()["invalid"]) == (422, 1)
+    assert await recorded(session_factory) == 1
+    async with session_factory() as session:
+        kept = await session.run_sync(list_rejections)
+    assert sorted(row.idempotency_key for row in kept) == ["a", "late", "late"]

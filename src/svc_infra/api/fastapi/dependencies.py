@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from svc_infra.api.key_cache import KeyCache
 from svc_infra.api.keys import is_key
+from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
 from svc_infra.clock import Clock
 from svc_infra.config import BillingSettings, Settings, load_settings
 from svc_infra.db.session import make_engine, make_session_factory
@@ -91,6 +92,7 @@ class ApiContext:
     database: Database
     principal: PrincipalSource | None
     clock: Clock
+    limits: UsageLimits = NO_LIMITS
     keys: KeyCache = field(default_factory=KeyCache)
 
 
@@ -193,6 +195,11 @@ async def get_billing_settings(request: Request) -> BillingSettings:
 async def get_clock(request: Request) -> Clock:
     """Depend on the application's business time."""
     return context_of(request).clock
+
+
+async def get_usage_limits(request: Request) -> UsageLimits:
+    """Depend on how far from now usage may lie."""
+    return context_of(request).limits
 
 
 def context_of(request: Request) -> ApiContext:

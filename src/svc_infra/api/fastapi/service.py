@@ -9,6 +9,7 @@ from svc_infra import __version__
 from svc_infra.api.fastapi.billing.setup import add_billing
 from svc_infra.api.fastapi.health import health_router
 from svc_infra.api.fastapi.middleware.errors.handlers import register_error_handlers
+from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
 from svc_infra.db.session import make_session_factory
 
 _DESCRIPTION = """Usage in; daily totals, invoices and webhooks out.
@@ -18,7 +19,7 @@ that changes something may carry an `Idempotency-Key`; repeated within three day
 Money is an integer of minor units, a quantity a decimal string, an instant ISO 8601 in UTC."""
 
 
-def make_app(engine: AsyncEngine) -> FastAPI:
+def make_app(engine: AsyncEngine, limits: UsageLimits = NO_LIMITS) -> FastAPI:
     """Make the application on ``engine``, which stays the caller's to dispose."""
     app = FastAPI(
         title="svc_infra billing",
@@ -28,6 +29,6 @@ def make_app(engine: AsyncEngine) -> FastAPI:
         redoc_url=None,
     )
     register_error_handlers(app)
-    add_billing(app, session_factory=make_session_factory(engine))
+    add_billing(app, session_factory=make_session_factory(engine), limits=limits)
     app.include_router(health_router())
     return app

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from svc_infra.api.fastapi.billing.router import make_router
 from svc_infra.api.fastapi.dependencies import ApiContext, Database, PrincipalSource, SessionFactory
 from svc_infra.api.fastapi.middleware.errors.handlers import answer_error
+from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.exceptions import InvalidSettings, SvcInfraError
 
@@ -22,6 +23,7 @@ def add_billing(
     principal: PrincipalSource | None = None,
     prefix: str = "/_billing",
     clock: Clock | None = None,
+    limits: UsageLimits = NO_LIMITS,
 ) -> None:
     """Mount billing's routes under ``prefix``.
 
@@ -35,13 +37,15 @@ def add_billing(
 
         add_billing(app, session_factory=sessions, principal=lambda request: tenant_of(request.user))
 
+    ``limits`` say how far from now usage may lie; what lies beyond is refused.
+
     Raises:
         InvalidSettings: called twice for one application, or the settings cannot be used.
     """
     if getattr(app.state, "svc_infra", None) is not None:
         raise InvalidSettings("add_billing was called for this application before; call it once")
     database = Database(session_factory)
-    app.state.svc_infra = ApiContext(database, principal, clock or SystemClock())
+    app.state.svc_infra = ApiContext(database, principal, clock or SystemClock(), limits)
     # An application without register_error_handlers still answers our own errors for what they are.
     app.exception_handlers.setdefault(SvcInfraError, answer_error)
     app.include_router(make_router(), prefix=prefix)

@@ -26,12 +26,14 @@ from svc_infra.api.fastapi.dependencies import (
     SessionFactory,
     get_clock,
     get_session_factory,
+    get_usage_limits,
     require_scope,
 )
 from svc_infra.api.fastapi.middleware.errors.handlers import Handler, answering_errors
 from svc_infra.api.fastapi.unit_of_work import UnitOfWorkRoute, UnitSession
 from svc_infra.billing.aggregation import list_daily
 from svc_infra.billing.first_use import ready
+from svc_infra.billing.usage_limits import UsageLimits
 from svc_infra.canonical import canonical_decimal, canonical_instant
 from svc_infra.clock import Clock
 
@@ -90,6 +92,7 @@ Reader = Annotated[Principal, Depends(require_scope("billing.read"))]
 Writer = Annotated[Principal, Depends(require_scope("billing.write"))]
 Sessions = Annotated[SessionFactory, Depends(get_session_factory)]
 AppClock = Annotated[Clock, Depends(get_clock)]
+Limits = Annotated[UsageLimits, Depends(get_usage_limits)]
 
 
 class _StreamRoute(APIRoute):
@@ -121,14 +124,14 @@ def usage_router() -> APIRouter:
 
 
 async def record_usage(
-    usage: UsageIn, principal: Writer, session: UnitSession, clock: AppClock
+    usage: UsageIn, principal: Writer, session: UnitSession, clock: AppClock, limits: Limits
 ) -> UsageAccepted:
     """Record a usage event; the answer is sent after the commit.
 
     The same ``idempotency_key`` with the same payload answers with the first event's id, with another
     payload 409. Without ``at`` it happened now, and a repetition without ``at`` is the same event.
     """
-    event_id = await session.run_sync(take_one, usage, principal.tenant_id, now=clock.now())
+    event_id = await session.run_sync(take_one, usage, principal.tenant_id, now=clock.now(), limits=limits)
     return UsageAccepted(id=event_id)
 
 
@@ -137,17 +140,18 @@ async def record_batch(
     principal: Writer,
     session: UnitSession,
     clock: AppClock,
+    limits: Limits,
 ) -> UsageBatchResult:
     """Record up to 1,000 events in one transaction and say what became of each.
 
     An event that is invalid or whose key has another payload is not recorded; the others are.
     """
-    intake = await session.run_sync(take_all, events, principal.tenant_id, now=clock.now())
+    intake = await session.run_sync(take_all, events, principal.tenant_id, now=clock.now(), limits=limits)
     return UsageBatchResult(**intake.counts, results=intake.results)
 
 
 async def record_stream(
-    request: Request, principal: Writer, sessions: Sessions, clock: AppClock
+    request: Request, principal: Writer, sessions: Sessions, clock: AppClock, limits: Limits
 ) -> UsageStreamResult:
     """Record a stream of any length, one JSON event per line (NDJSON), committed every 1,000 lines.
 
@@ -156,7 +160,9 @@ async def record_stream(
     total, errors, lines = Intake.empty(), list[UsageResult](), 0
     async for chunk in _chunks(request):
         async with sessions.begin() as session:
-            intake = await session.run_sync(_take_ready, chunk, principal.tenant_id, now=clock.now())
+            intake = await session.run_sync(
+                _take_ready, chunk, principal.tenant_id, now=clock.now(), limits=limits
+            )
         total.add(intake)
         refused = [
             result.model_copy(update={"index": lines + result.index})
@@ -201,9 +207,11 @@ async def list_usage(
     return await session.run_sync(page)
 
 
-def _take_ready(session: Session, events: list[Any], tenant_id: str, *, now: datetime) -> Intake:
+def _take_ready(
+    session: Session, events: list[Any], tenant_id: str, *, now: datetime, limits: UsageLimits
+) -> Intake:
     ready(session)
-    return take_all(session, events, tenant_id, now=now)
+    return take_all(session, events, tenant_id, now=now, limits=limits)
 
 
 async def _chunks(request: Request) -> AsyncIterator[list[Any]]:

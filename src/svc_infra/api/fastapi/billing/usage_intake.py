@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 
 from svc_infra.billing.models import KEY_LENGTH, METRIC_LENGTH, UsageEvent
 from svc_infra.billing.usage import NewUsage, RecordedUsage, quantity, record_many
+from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
 from svc_infra.exceptions import IdempotencyConflict, InvalidUsage
 
 _CONFLICT = "this idempotency_key was used for another event; send the first payload again, or a new key"
@@ -96,14 +97,16 @@ class Intake:
             self.counts[outcome] += count
 
 
-def take_one(session: Session, usage: UsageIn, tenant_id: str, *, now: datetime) -> str:
+def take_one(
+    session: Session, usage: UsageIn, tenant_id: str, *, now: datetime, limits: UsageLimits = NO_LIMITS
+) -> str:
     """Record one event and return the id of the event that its key was first used for.
 
     Raises:
         InvalidUsage: it cannot be stored.
         IdempotencyConflict: its key was used for another payload.
     """
-    [recorded] = _record(session, [(usage, _event(usage, tenant_id, now))], now=now)
+    [recorded] = _record(session, [(usage, _event(usage, tenant_id, now))], now=now, limits=limits)
     if recorded.outcome == "conflict":
         raise IdempotencyConflict(_CONFLICT)
     if recorded.outcome == "rejected":
@@ -111,7 +114,14 @@ def take_one(session: Session, usage: UsageIn, tenant_id: str, *, now: datetime)
     return recorded.id
 
 
-def take_all(session: Session, events: Sequence[Any], tenant_id: str, *, now: datetime) -> Intake:
+def take_all(
+    session: Session,
+    events: Sequence[Any],
+    tenant_id: str,
+    *,
+    now: datetime,
+    limits: UsageLimits = NO_LIMITS,
+) -> Intake:
     """Record those of ``events`` (JSON values) that can be, and say what became of each."""
     intake, read = Intake.empty(), list[tuple[UsageIn, NewUsage]]()
     places: list[int] = []
@@ -124,7 +134,7 @@ def take_all(session: Session, events: Sequence[Any], tenant_id: str, *, now: da
             intake.results.append(UsageResult(index=index, outcome="invalid", detail=_why(error)))
         except InvalidUsage as error:
             intake.results.append(UsageResult(index=index, outcome="invalid", detail=str(error)))
-    for index, recorded in zip(places, _record(session, read, now=now), strict=True):
+    for index, recorded in zip(places, _record(session, read, now=now, limits=limits), strict=True):
         if recorded.outcome == "rejected":  # kept among the rejections, and there is no event of this id
             intake.results.append(UsageResult(index=index, outcome="invalid", detail=recorded.reason))
             continue
@@ -145,9 +155,9 @@ def _event(usage: UsageIn, tenant_id: str, now: datetime) -> NewUsage:
 
 
 def _record(
-    session: Session, read: Sequence[tuple[UsageIn, NewUsage]], *, now: datetime
+    session: Session, read: Sequence[tuple[UsageIn, NewUsage]], *, now: datetime, limits: UsageLimits
 ) -> list[RecordedUsage]:
-    recorded = record_many(session, [event for _, event in read], now=now)
+    recorded = record_many(session, [event for _, event in read], now=now, limits=limits)
     for index, (usage, event) in enumerate(read):
         if usage.at is None and recorded[index].outcome == "conflict":
             recorded[index] = _at_its_first_time(session, event, recorded[index].id, now=now)
