@@ -143,3 +143,11 @@ class InvalidApiKey(SvcInfraError):
 
 class InvalidCursor(SvcInfraError):
     """A cursor is none of ours, or of another list; pass the ``next_cursor`` of a page of this one."""
+
+
+class TenantParked(SvcInfraError):
+    """The tenant would get more invoices or lines than the safety bound allows, and waits to be looked at."""
+
+
+class InvalidStatus(SvcInfraError):
+    """The invoice is not in a state from which it can move so."""

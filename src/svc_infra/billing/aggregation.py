@@ -34,6 +34,7 @@ from sqlalchemy.orm import Session
 from svc_infra.billing.columns import MetricText, TenantText
 from svc_infra.billing.meters import Meter
 from svc_infra.billing.periods import Period
+from svc_infra.billing.usage_changes import leave_notes
 from svc_infra.billing.usage_days import DayKey, day_key, dirty_days
 from svc_infra.billing.usage_dimensions import day_totals, is_counted, replace_days
 from svc_infra.billing.usage_meters import meterings_of
@@ -102,7 +103,12 @@ class DailyAggregate(NamedTuple):
 
 
 def recompute(
-    session: Session, keys: Iterable[DayKey], *, now: datetime, will_publish: bool = False
+    session: Session,
+    keys: Iterable[DayKey],
+    *,
+    now: datetime,
+    will_publish: bool = False,
+    leaves_notes: bool = True,
 ) -> list[DayTotal]:
     """Recompute the totals of ``keys`` from the events and return them in key order, each key once.
 
@@ -112,7 +118,8 @@ def recompute(
     consumed, add up. An event that commits after that leaves its own mark.
 
     With ``will_publish`` the caller promises to announce, in the same transaction, every total that comes
-    back with ``is_published`` False; it is then stored as published.
+    back with ``is_published`` False; it is then stored as published. Only invoicing, which looks at what
+    changed itself, has no notes left for it.
     """
     ordered = sorted(set(keys))
     if not ordered:
@@ -126,6 +133,8 @@ def recompute(
     parameters = _KEYS.parameters(dialect, rows)
     connection.execute(_insert_or_lock(dialect), {**parameters, "now": now})
     connection.execute(_consume_marks(dialect), parameters)
+    if leaves_notes:
+        leave_notes(connection, ordered)
     totals = _recomputed(session, ordered, rows)
     stale = [
         (total.key.tenant_id, total.aggregate_id, total.total)
@@ -139,7 +148,12 @@ def recompute(
 
 
 def consume_marks_of(
-    session: Session, tenant_ids: Iterable[str], period: Period, *, now: datetime
+    session: Session,
+    tenant_ids: Iterable[str],
+    period: Period,
+    *,
+    now: datetime,
+    leaves_notes: bool = True,
 ) -> list[DayTotal]:
     """Recompute every marked day of these tenants that begins in ``period``: what invoicing does first.
 
@@ -149,7 +163,7 @@ def consume_marks_of(
     parameters = _TENANTS.parameters(dialect, [(tenant_id,) for tenant_id in sorted(set(tenant_ids))])
     bounds = {"period_start": period.start, "period_end": period.end}
     rows = session.connection().execute(_marked_days(dialect), {**parameters, **bounds}).all()
-    return recompute(session, [day_key(row) for row in rows], now=now)
+    return recompute(session, [day_key(row) for row in rows], now=now, leaves_notes=leaves_notes)
 
 
 def list_daily(

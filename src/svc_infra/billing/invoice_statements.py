@@ -9,7 +9,6 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
-    Column,
     ColumnElement,
     Executable,
     FromClause,
@@ -20,6 +19,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     cast,
+    func,
     insert,
     literal,
     or_,
@@ -30,21 +30,24 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from svc_infra.billing.models import CALENDAR_CYCLE, MetricText, TenantText
+from svc_infra.billing.columns import CYCLE_LENGTH, MetricText, TenantText
+from svc_infra.billing.invoice_draft import PERIOD_KIND
 from svc_infra.db.base import Base, IdText, Quantity, UtcDateTime
 from svc_infra.db.exact import exact_sum
 from svc_infra.db.rowset import Rowset
-
-PERIOD_KIND = "period"
 
 REQUESTS = Rowset(
     "requests",
     position=Integer,
     tenant_id=TenantText,
+    cycle=String(CYCLE_LENGTH),
     currency=String(3),
     period_start=UtcDateTime,
     period_end=UtcDateTime,
 )
+TAKERS = Rowset("takers", tenant_id=TenantText, cycle=String(CYCLE_LENGTH), currency=String(3))
+NOTED = Rowset("noted", tenant_id=TenantText, since=UtcDateTime)
+BOUNDED = Rowset("bounded", tenant_id=TenantText)
 SUMS = Rowset(
     "sums",
     position=Integer,
@@ -58,12 +61,18 @@ INVOICES = Rowset(
     "new_invoices",
     id=IdText,
     tenant_id=TenantText,
+    cycle=String(CYCLE_LENGTH),
+    kind=String(20),
     currency=String(3),
     period_start=UtcDateTime,
     period_end=UtcDateTime,
+    status=String(16),
     series=String(40),
     number=BigInteger,
     total_amount=BigInteger,
+    created_at=UtcDateTime,
+    finalize_after=UtcDateTime,
+    issued_at=UtcDateTime,
     due_at=UtcDateTime,
 )
 LINES = Rowset(
@@ -72,16 +81,24 @@ LINES = Rowset(
     tenant_id=TenantText,
     invoice_id=IdText,
     position=Integer,
-    price_id=IdText,
+    terms_id=Text,
     subscription_id=IdText,
     period_start=UtcDateTime,
     period_end=UtcDateTime,
     quantity=Quantity(50),
     amount=BigInteger,
+    details=Text,
+    adjusts_invoice_id=IdText,
 )
 # What the lines of one price have in common is sent once.
-LINE_PRICES = Rowset(
-    "line_prices", id=IdText, kind=String(20), metric=MetricText, description=String(300), snapshot=Text
+LINE_TERMS = Rowset(
+    "line_terms",
+    terms_id=Text,
+    price_id=IdText,
+    kind=String(20),
+    metric=MetricText,
+    description=String(300),
+    snapshot=Text,
 )
 
 _tables = Base.metadata.tables
@@ -90,6 +107,7 @@ _lines: Table = _tables["invoice_lines"]
 _counters: Table = _tables["invoice_counters"]
 _subscriptions: Table = _tables["subscriptions"]
 _aggregates: Table = _tables["usage_aggregates"]
+_pending: Table = _tables["pending_lines"]
 
 
 @cache
@@ -98,26 +116,75 @@ def overlapping_invoices(dialect: str) -> Executable:
     wanted, found = REQUESTS.table(dialect), _invoices.c
     overlaps = and_(
         found.tenant_id == wanted.c.tenant_id,
-        found.cycle == CALENDAR_CYCLE,
+        found.cycle == wanted.c.cycle,
         found.kind == PERIOD_KIND,
-        found.status != "void",
         found.currency == wanted.c.currency,
+        found.status != "void",
         found.period_start < wanted.c.period_end,
         found.period_end > wanted.c.period_start,
     )
-    return _search(dialect, wanted, [found.id, found.period_start, found.period_end], overlaps)
+    columns = [found.id, found.period_start, found.period_end]
+    return _search(dialect, wanted, [wanted.c.position], columns, overlaps)
+
+
+@cache
+def issued_invoices(dialect: str) -> Executable:
+    """(tenant, id, cycle, currency, start, end) of the issued period invoices that end after ``since``."""
+    wanted, found = NOTED.table(dialect), _invoices.c
+    is_issued = and_(
+        found.tenant_id == wanted.c.tenant_id,
+        found.kind == PERIOD_KIND,
+        found.status.not_in(["draft", "void"]),
+        found.period_end > wanted.c.since,
+    )
+    columns = [found.id, found.cycle, found.currency, found.period_start, found.period_end]
+    return _search(dialect, wanted, [wanted.c.tenant_id], columns, is_issued)
+
+
+@cache
+def made_since(dialect: str) -> Executable:
+    """(tenant, invoice id, number of lines) of the invoices of these tenants that were made since then."""
+    wanted, found = BOUNDED.table(dialect), _invoices.c
+    is_new = and_(
+        found.tenant_id == wanted.c.tenant_id, found.created_at >= bindparam("since", type_=UtcDateTime)
+    )
+    lines = (
+        select(func.count())
+        .where(_lines.c.tenant_id == found.tenant_id, _lines.c.invoice_id == found.id)
+        .correlate(_invoices)
+        .scalar_subquery()
+    )
+    return _search(dialect, wanted, [wanted.c.tenant_id], [found.id, lines.label("lines")], is_new)
 
 
 @cache
 def active_subscriptions(dialect: str) -> Executable:
-    """(position, subscription id, plan id, start, end or None) of those active within a request's period."""
+    """(position, id, plan, start, end, seats, trial end, anchor) of a request's cycle and period.
+
+    Those that ended where the period begins are among them: what they were charged in advance is given back.
+    """
     wanted, held = REQUESTS.table(dialect), _subscriptions.c
     is_active = and_(
         held.tenant_id == wanted.c.tenant_id,
+        held.cycle == wanted.c.cycle,
         held.effective_at < wanted.c.period_end,
-        or_(held.ended_at.is_(None), held.ended_at > wanted.c.period_start),
+        or_(held.ended_at.is_(None), held.ended_at >= wanted.c.period_start),
     )
-    return _search(dialect, wanted, [held.id, held.plan_id, held.effective_at, held.ended_at], is_active)
+    columns = [held.id, held.plan_id, held.effective_at, held.ended_at]
+    columns += [held.quantity, held.trial_ends_at, held.anchor_on]
+    return _search(dialect, wanted, [wanted.c.position], columns, is_active)
+
+
+@cache
+def waiting_ids(dialect: str) -> Executable:
+    """(tenant, id) of the pending lines of each tenant, cycle and currency."""
+    wanted, waiting = TAKERS.table(dialect), _pending.c
+    waits = and_(
+        waiting.tenant_id == wanted.c.tenant_id,
+        waiting.cycle == wanted.c.cycle,
+        waiting.currency == wanted.c.currency,
+    )
+    return _search(dialect, wanted, [wanted.c.tenant_id], [waiting.id], waits)
 
 
 @cache
@@ -158,43 +225,50 @@ def take_numbers(dialect: str) -> Executable:
 
 @cache
 def insert_invoices(dialect: str) -> Executable:
-    """Write ``INVOICES`` as finalized at ``now``."""
+    """Write ``INVOICES``."""
     new = INVOICES.table(dialect)
-    now: Any = bindparam("now", type_=UtcDateTime)
-    columns = [*INVOICES.columns, "credited_amount", "cycle", "kind", "status", "created_at", "issued_at"]
     given = [new.c[name] for name in INVOICES.columns]
-    rows = select(
-        *given, literal(0), literal(CALENDAR_CYCLE), literal(PERIOD_KIND), literal("finalized"), now, now
-    )
-    return insert(_invoices).from_select(columns, rows)
+    return insert(_invoices).from_select([*INVOICES.columns, "credited_amount"], select(*given, literal(0)))
 
 
 @cache
 def insert_lines(dialect: str) -> Executable:
-    """Write ``LINES``, each with what ``LINE_PRICES`` says of its price."""
-    new, price = LINES.table(dialect), LINE_PRICES.table(dialect)
-    columns = [*LINES.columns, "kind", "metric", "description", "price_snapshot", "created_at"]
-    given = [new.c[name] for name in LINES.columns]
-    # A CAST to JSON means a number on SQLite, which stores JSON as the text that it is.
-    snapshot: Any = cast(price.c.snapshot, JSON) if dialect == "postgresql" else price.c.snapshot
+    """Write ``LINES``, each with what ``LINE_TERMS`` says of its price."""
+    new, terms = LINES.table(dialect), LINE_TERMS.table(dialect)
+    given = [name for name in LINES.columns if name not in ("terms_id", "details")]
+    common = ["price_id", "kind", "metric", "description"]
+    columns = [*given, *common, "price_snapshot", "details", "created_at"]
     rows = select(
-        *given,
-        price.c.kind,
-        price.c.metric,
-        price.c.description,
-        type_coerce(snapshot, JSON),
+        *(new.c[name] for name in given),
+        *(terms.c[name] for name in common),
+        _json(dialect, terms.c.snapshot),
+        _json(dialect, new.c.details),
         bindparam("now", type_=UtcDateTime),
-    ).join(price, price.c.id == new.c.price_id)
+    ).join(terms, terms.c.terms_id == new.c.terms_id)
     return insert(_lines).from_select(columns, rows)
 
 
+def _json(dialect: str, written: Any) -> Any:
+    # A CAST to JSON means a number on SQLite, which stores JSON as the text that it is.
+    return type_coerce(cast(written, JSON) if dialect == "postgresql" else written, JSON)
+
+
 def _search(
-    dialect: str, wanted: FromClause, columns: Sequence[Column[Any]], condition: ColumnElement[bool]
+    dialect: str,
+    wanted: FromClause,
+    kept: Sequence[ColumnElement[Any]],
+    columns: Sequence[ColumnElement[Any]],
+    condition: ColumnElement[bool],
 ) -> Executable:
-    """Select each wanted row's position beside what its own search through the index finds."""
+    """Select what is kept of each wanted row beside what its own search through the index finds."""
     if dialect != "postgresql":
-        return select(wanted.c.position, *columns).join(columns[0].table, condition)
+        return select(*kept, *columns).select_from(wanted).join(_table_of(columns[0]), condition)
     # A plan made while the table was new would read all of it for every batch until the next ANALYZE. With an
     # OFFSET the sub-query cannot be merged into a join, and for one tenant the index is the cheapest way.
     found = select(*columns).where(condition).offset(0).lateral("found")
-    return select(wanted.c.position, *found.c).join(found, true())
+    return select(*kept, *found.c).select_from(wanted).join(found, true())
+
+
+def _table_of(column: Any) -> Table:
+    table: Table = column.table
+    return table

@@ -2,52 +2,42 @@
 
 An invoice is identified by tenant, cycle, currency and period. Everything happens under the tenants' lock:
 whoever waited for it finds the invoice of the one before and returns that. The constraints of the table are
-the second wall. Numbers are taken after everything that can be refused, so a series has no gaps.
+the second wall.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta, tzinfo
-from decimal import Decimal
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime
 
-from sqlalchemy import or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from svc_infra.billing import aggregation
 from svc_infra.billing import invoice_statements as statements
-from svc_infra.billing.catalog_prices import price_terms
+from svc_infra.billing.cycles import parse_cycle
 from svc_infra.billing.first_use import ready
-from svc_infra.billing.invoice_lines import (
-    ActiveSubscription,
-    Line,
-    LinePlan,
-    PlanPrice,
-    PriceList,
-    plan_lines,
-    rate_lines,
-    total_of,
+from svc_infra.billing.invoice_bounds import NO_BOUND, RunBound, park_runaways
+from svc_infra.billing.invoice_draft import (
+    PERIOD_KIND,
+    Draft,
+    Identity,
+    InvoiceRequest,
+    draft_of,
+    execute,
+    period_text,
+    request_rows,
 )
-from svc_infra.billing.models import Price
-from svc_infra.billing.money import normalize_currency
-from svc_infra.billing.periods import Period, day_bounds, is_local_midnight, overlap
+from svc_infra.billing.invoice_late import settle_late_usage
+from svc_infra.billing.invoice_models import Invoice
+from svc_infra.billing.invoice_rating import plan, rate_drafts
+from svc_infra.billing.invoice_writing import delete_drafts, write
+from svc_infra.billing.periods import Period, overlap
 from svc_infra.billing.tenant_lock import LockedTenant, lock_tenants
-from svc_infra.canonical import compact_json
-from svc_infra.db.base import new_id
-from svc_infra.exceptions import AmbiguousPrice, AmountTooLarge, InvalidPeriod, PeriodOverlap, SvcInfraError
+from svc_infra.exceptions import NotFound, PeriodOverlap, SvcInfraError, TenantParked
 
-
-@dataclass(frozen=True, slots=True)
-class InvoiceRequest:
-    """A period to be invoiced in a currency: half-open, both bounds midnights of the tenant's zone."""
-
-    tenant_id: str
-    period_start: datetime
-    period_end: datetime
-    currency: str
+__all__ = ["InvoiceRequest", "InvoiceResult", "finalize_invoices", "generate_invoices"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,59 +49,115 @@ class InvoiceResult:
     error: SvcInfraError | None = None
 
 
-@dataclass(slots=True)
-class _Draft:
-    """One identity on its way to an invoice, or to the error that refuses it."""
-
-    tenant_id: str
-    currency: str
-    period: Period
-    zone: tzinfo
-    series: str
-    due_days: int = 0
-    invoice_id: str | None = None
-    is_new: bool = False
-    error: SvcInfraError | None = None
-    plans: list[LinePlan] = field(default_factory=list)
-    lines: list[Line] = field(default_factory=list)
-    total: int = 0
-
-    @property
-    def is_due(self) -> bool:
-        return self.invoice_id is None and self.error is None
-
-
 def generate_invoices(
-    session: Session, requests: Sequence[InvoiceRequest], *, now: datetime
+    session: Session, requests: Sequence[InvoiceRequest], *, now: datetime, bound: RunBound = NO_BOUND
 ) -> list[InvoiceResult]:
-    """Make the finalized invoices of these periods, or find those that exist; results in the same order.
+    """Make the invoices of these periods, or find those that exist; results in the same order.
+
+    An invoice is issued at once, unless its tenant's grace after the end of the period is not over: then it
+    is a draft, which ``finalize_invoices`` makes anew and issues. Pending lines (late usage of earlier
+    periods, credits) go with an invoice that is issued. Usage recorded before is counted even if no daily
+    aggregation ran. Without a price the invoice has no lines and a total of 0.
 
     One refused request does not touch the others; its error is in its result: InvalidPeriod,
-    InvalidCurrency, PeriodOverlap, AmbiguousPrice or AmountTooLarge. Usage recorded before is counted even if
-    no daily aggregation ran. Without a price the invoice has no lines and a total of 0. Does not commit. A
-    good batch has 500 to 1,000 requests.
+    InvalidCurrency, PeriodOverlap, AmbiguousPrice, AmountTooLarge, or TenantParked if the tenant is parked or
+    would exceed ``bound`` and is parked now. Does not commit. A good batch has 500 to 1,000 requests.
     """
     if not requests:
         return []
     ready(session)
     session.flush()  # what the caller has added and not written yet counts, too
     tenants = lock_tenants(session, (request.tenant_id for request in requests), now=now)
-    drafts: dict[tuple[str, str, Period], _Draft] = {}
-    outcomes = [_draft(request, tenants[request.tenant_id], drafts) for request in requests]
+    drafts: dict[Identity, Draft] = {}
+    outcomes = [draft_of(request, tenants[request.tenant_id], drafts) for request in requests]
     _find_invoices(session, list(drafts.values()))
-    due = [draft for draft in drafts.values() if draft.is_due]
-    if due:
-        _count_new_usage(session, due, now)
-        _plan(session, due)
-        _rate(session, [draft for draft in due if draft.is_due])
-        _write(session, [draft for draft in due if draft.is_due], now)
+    _refuse_parked(drafts.values())
+    _make(session, [draft for draft in drafts.values() if draft.is_due], tenants, now, bound)
     return _results(outcomes)
 
 
-def _results(outcomes: Iterable[_Draft | SvcInfraError]) -> list[InvoiceResult]:
+def finalize_invoices(
+    session: Session,
+    invoices: Iterable[tuple[str, str]],
+    *,
+    now: datetime,
+    is_early: bool = False,
+    bound: RunBound = NO_BOUND,
+) -> list[InvoiceResult]:
+    """Make these drafts (tenant id, invoice id) anew and issue them; results in the same order.
+
+    A draft whose grace is not over is left alone, unless ``is_early``; one that was issued before is found
+    and not touched. Errors are those of ``generate_invoices``, and NotFound. Does not commit.
+    """
+    wanted = list(invoices)
+    ready(session)
+    session.flush()
+    tenants = lock_tenants(session, (tenant_id for tenant_id, _ in wanted), now=now)
+    stored = _stored(session, wanted)
+    drafts: dict[tuple[str, str], Draft] = {}
+    for key in wanted:
+        row = stored.get(key)
+        if row is not None and row.status == "draft":
+            draft = _draft_in(row, tenants[row.tenant_id])
+            if is_early or draft.finalize_after <= now:
+                drafts[key] = draft
+    _refuse_parked(drafts.values())
+    due = [draft for draft in drafts.values() if draft.error is None]
+    kept = {id(draft): draft.invoice_id for draft in due}
+    _rate(session, due, tenants, now, bound)
+    ready_to_write = [draft for draft in due if draft.error is None]
+    if ready_to_write:
+        delete_drafts(session, ready_to_write)
+    for draft in ready_to_write:
+        draft.is_issued, draft.is_new = True, True
+    write(session, ready_to_write, now)
+    return [_finalized(key, drafts.get(key), stored.get(key), kept) for key in wanted]
+
+
+def _finalized(
+    key: tuple[str, str], draft: Draft | None, row: Invoice | None, kept: dict[int, str | None]
+) -> InvoiceResult:
+    if draft is not None:
+        return InvoiceResult(kept.get(id(draft), draft.invoice_id), draft.is_new, draft.error)
+    if row is None:
+        return InvoiceResult(None, False, NotFound(f"tenant {key[0]!r} has no invoice {key[1]!r}"))
+    return InvoiceResult(key[1], False)
+
+
+def _make(
+    session: Session,
+    drafts: Sequence[Draft],
+    tenants: dict[str, LockedTenant],
+    now: datetime,
+    bound: RunBound,
+) -> None:
+    _rate(session, drafts, tenants, now, bound)
+    for draft in drafts:
+        draft.is_issued = draft.finalize_after <= now or not draft.tenant.grace_seconds
+    write(session, [draft for draft in drafts if draft.error is None], now)
+
+
+def _rate(
+    session: Session,
+    drafts: Sequence[Draft],
+    tenants: dict[str, LockedTenant],
+    now: datetime,
+    bound: RunBound,
+) -> None:
+    """Bring usage up to date, settle what came late for earlier invoices, and rate the drafts."""
+    if not drafts:
+        return
+    concerned = {draft.tenant_id: tenants[draft.tenant_id] for draft in drafts}
+    settle_late_usage(session, concerned, max(draft.period.end for draft in drafts), now=now)
+    plan(session, drafts)
+    rate_drafts(session, [draft for draft in drafts if draft.error is None])
+    park_runaways(session, [draft for draft in drafts if draft.error is None], bound, now=now)
+
+
+def _results(outcomes: Iterable[Draft | SvcInfraError]) -> list[InvoiceResult]:
     results = []
     for outcome in outcomes:
-        if isinstance(outcome, _Draft):
+        if isinstance(outcome, Draft):
             results.append(InvoiceResult(outcome.invoice_id, outcome.is_new, outcome.error))
             outcome.is_new = False  # a second request for the same period finds what the first has made
         else:
@@ -119,205 +165,54 @@ def _results(outcomes: Iterable[_Draft | SvcInfraError]) -> list[InvoiceResult]:
     return results
 
 
-def _draft(
-    request: InvoiceRequest, tenant: LockedTenant, drafts: dict[tuple[str, str, Period], _Draft]
-) -> _Draft | SvcInfraError:
-    """The draft of the request's identity, new or of an equal request before; the error of a bad request."""
-    try:
-        currency = normalize_currency(request.currency)
-        period = Period(request.period_start, request.period_end)
-        for bound in (period.start, period.end):
-            _check_midnight(bound, request.tenant_id, tenant.zone)
-    except SvcInfraError as error:
-        return error
-    identity = (request.tenant_id, currency, period)
-    if identity not in drafts:
-        drafts[identity] = _Draft(
-            request.tenant_id, currency, period, tenant.zone, tenant.number_series, tenant.due_days
-        )
-    return drafts[identity]
-
-
-def _check_midnight(instant: datetime, tenant_id: str, zone: tzinfo) -> None:
-    if not is_local_midnight(instant, zone):
-        day = day_bounds(instant, zone)
-        raise InvalidPeriod(
-            f"{instant.isoformat()} is not a midnight of tenant {tenant_id!r} ({zone}); "
-            f"the nearest are {day.start.isoformat()} and {day.end.isoformat()}"
-        )
-
-
-def _find_invoices(session: Session, drafts: list[_Draft]) -> None:
+def _find_invoices(session: Session, drafts: list[Draft]) -> None:
     """Give each draft the invoice of its identity, or refuse it if another period is in its way."""
-    taken: dict[tuple[str, str], list[Period]] = defaultdict(list)
-    rows = _execute(session, statements.overlapping_invoices, statements.REQUESTS, _request_rows(drafts))
+    taken: dict[tuple[str, str, str], list[Period]] = defaultdict(list)
+    rows = execute(session, statements.overlapping_invoices, statements.REQUESTS, request_rows(drafts))
     for position, invoice_id, start, end in rows:
         draft, period = drafts[position], Period(start, end)
         if period == draft.period:
             draft.invoice_id = invoice_id
-        taken[draft.tenant_id, draft.currency].append(period)
+        taken[draft.tenant_id, draft.cycle.name, draft.currency].append(period)
     for draft in drafts:
         if draft.invoice_id is not None:
             continue
-        others = taken[draft.tenant_id, draft.currency]
+        others = taken[draft.tenant_id, draft.cycle.name, draft.currency]
         in_the_way = next((other for other in others if overlap(draft.period, other)), None)
         if in_the_way is None:
             others.append(draft.period)
         else:
             draft.error = PeriodOverlap(
-                f"tenant {draft.tenant_id!r} is invoiced in {draft.currency} for {_text(in_the_way)}; "
-                f"{_text(draft.period)} overlaps it, so ask for that period or one beside it"
+                f"tenant {draft.tenant_id!r} is invoiced in {draft.currency} for {period_text(in_the_way)}; "
+                f"{period_text(draft.period)} overlaps it, so ask for that period or one beside it"
             )
 
 
-def _count_new_usage(session: Session, drafts: list[_Draft], now: datetime) -> None:
-    """Bring the day totals of the periods up to date: invoicing trusts no order of cron."""
-    tenant_ids = defaultdict(list)
+def _refuse_parked(drafts: Iterable[Draft]) -> None:
     for draft in drafts:
-        tenant_ids[draft.period].append(draft.tenant_id)
-    for period in sorted(tenant_ids):
-        aggregation.consume_marks_of(session, tenant_ids[period], period, now=now)
-
-
-def _plan(session: Session, drafts: list[_Draft]) -> None:
-    """Find out which prices apply to which part of each period."""
-    subscriptions: dict[int, list[ActiveSubscription]] = defaultdict(list)
-    plan_ids = set()
-    rows = _execute(session, statements.active_subscriptions, statements.REQUESTS, _request_rows(drafts))
-    for position, subscription_id, plan_id, effective_at, ended_at in rows:
-        period = drafts[position].period
-        active = period
-        if effective_at > period.start or (ended_at is not None and ended_at < period.end):
-            active = Period(
-                max(effective_at, period.start), period.end if ended_at is None else min(ended_at, period.end)
+        parked_at = draft.tenant.parked_at
+        is_found = draft.invoice_id is not None and draft.created_at is None
+        if parked_at is not None and draft.error is None and not is_found:
+            draft.error = TenantParked(
+                f"tenant {draft.tenant_id!r} is parked since {parked_at.isoformat()}; 'worker.py invoices "
+                "parked' says why, and 'worker.py invoices unpark' lets it go on"
             )
-        subscriptions[position].append(ActiveSubscription(subscription_id, plan_id, active))
-        plan_ids.add(plan_id)
-    price_lists = {
-        currency: _price_list(session, currency, plan_ids)
-        for currency in {draft.currency for draft in drafts}
-    }
-    for position, draft in enumerate(drafts):
-        try:
-            draft.plans = plan_lines(
-                draft.period, subscriptions[position], price_lists[draft.currency], draft.zone
-            )
-        except AmbiguousPrice as error:
-            draft.error = AmbiguousPrice(f"tenant {draft.tenant_id!r}: {error}")
 
 
-def _price_list(session: Session, currency: str, plan_ids: set[str]) -> PriceList:
-    """The prices in a currency of these plans, and of those without a plan, as they are stored now."""
-    wanted = or_(Price.plan_id.is_(None), Price.plan_id.in_(sorted(plan_ids)))
-    prices = select(Price).where(Price.currency == currency, wanted).execution_options(populate_existing=True)
-    return PriceList(
-        PlanPrice(price.id, price.plan_id, price_terms(price), price.effective_on, price.ended_on)
-        for price in session.scalars(prices)
+def _stored(session: Session, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Invoice]:
+    ids = sorted({invoice_id for _, invoice_id in wanted})
+    rows = select(Invoice).where(Invoice.id.in_(ids)).execution_options(populate_existing=True)
+    return {(row.tenant_id, row.id): row for row in session.scalars(rows)}
+
+
+def _draft_in(row: Invoice, tenant: LockedTenant) -> Draft:
+    return Draft(
+        row.tenant_id,
+        row.currency,
+        parse_cycle(row.cycle),
+        Period(row.period_start, row.period_end),
+        tenant,
+        kind=row.kind or PERIOD_KIND,
+        invoice_id=row.id,
+        created_at=row.created_at,
     )
-
-
-def _rate(session: Session, drafts: list[_Draft]) -> None:
-    """Sum the usage of every planned line in one statement, then price all lines."""
-    usage: list[tuple[int, int]] = []  # (draft, line) by position in the rowset
-    rows = []
-    for at, draft in enumerate(drafts):
-        for line, plan in enumerate(draft.plans):
-            metric = plan.price.terms.metric
-            if metric is not None:
-                rows.append((len(usage), draft.tenant_id, metric, plan.period.start, plan.period.end))
-                usage.append((at, line))
-    quantities: dict[int, dict[int, Decimal]] = defaultdict(dict)
-    if rows:
-        for position, quantity in _execute(session, statements.usage_sums, statements.SUMS, rows):
-            if quantity is not None:
-                at, line = usage[position]
-                quantities[at][line] = quantity
-    for at, draft in enumerate(drafts):
-        try:
-            draft.lines = rate_lines(draft.plans, quantities[at], draft.period, draft.zone)
-            draft.total = total_of(draft.lines)
-        except AmountTooLarge as error:
-            draft.error = AmountTooLarge(f"tenant {draft.tenant_id!r}, {_text(draft.period)}: {error}")
-
-
-def _write(session: Session, drafts: list[_Draft], now: datetime) -> None:
-    """Number and store the invoices with their lines."""
-    if not drafts:
-        return
-    numbers = _take_numbers(session, drafts)
-    invoices, lines, prices = [], [], {}
-    for draft, number in zip(drafts, numbers, strict=True):
-        draft.invoice_id, draft.is_new = new_id(), True
-        period = draft.period
-        invoices.append(
-            (
-                draft.invoice_id,
-                draft.tenant_id,
-                draft.currency,
-                period.start,
-                period.end,
-                draft.series,
-                number,
-                draft.total,
-                now + timedelta(days=draft.due_days),
-            )
-        )
-        for position, line in enumerate(draft.lines, start=1):
-            price, subscription_id, part = line.plan
-            prices[price.id] = price
-            lines.append(
-                (
-                    new_id(),
-                    draft.tenant_id,
-                    draft.invoice_id,
-                    position,
-                    price.id,
-                    subscription_id,
-                    part.start,
-                    part.end,
-                    line.quantity,
-                    line.amount,
-                )
-            )
-    # The lines first: an invoice is issued with a total that is the sum of them, and nothing is added then.
-    if lines:
-        dialect = session.get_bind().dialect.name
-        priced = statements.LINE_PRICES.parameters(dialect, [_price_row(price) for price in prices.values()])
-        _execute(session, statements.insert_lines, statements.LINES, lines, **priced, now=now)
-    _execute(session, statements.insert_invoices, statements.INVOICES, invoices, now=now)
-
-
-def _take_numbers(session: Session, drafts: list[_Draft]) -> list[int]:
-    """The next numbers of each tenant's series, the earlier period first."""
-    counts = Counter((draft.tenant_id, draft.series) for draft in drafts)
-    rows = sorted((*key, count) for key, count in counts.items())
-    taken = _execute(session, statements.take_numbers, statements.COUNTS, rows)
-    upcoming = {(tenant_id, series): last - counts[tenant_id, series] for tenant_id, series, last in taken}
-    numbers = [0] * len(drafts)
-    for at in sorted(range(len(drafts)), key=lambda at: drafts[at].period.start):
-        key = (drafts[at].tenant_id, drafts[at].series)
-        upcoming[key] += 1
-        numbers[at] = upcoming[key]
-    return numbers
-
-
-def _price_row(price: PlanPrice) -> tuple[str, str, str | None, str, str]:
-    terms = price.terms
-    kind = "fixed" if terms.metric is None else "usage"
-    return (price.id, kind, terms.metric, terms.key, compact_json(terms.to_snapshot()))
-
-
-def _request_rows(drafts: Iterable[_Draft]) -> list[tuple[Any, ...]]:
-    return [
-        (position, draft.tenant_id, draft.currency, draft.period.start, draft.period.end)
-        for position, draft in enumerate(drafts)
-    ]
-
-
-def _execute(session: Session, statement: Any, rowset: Any, rows: Sequence[Any], **parameters: Any) -> Any:
-    dialect = session.get_bind().dialect.name
-    return session.execute(statement(dialect), {**rowset.parameters(dialect, rows), **parameters})
-
-
-def _text(period: Period) -> str:
-    return f"{period.start.isoformat()} to {period.end.isoformat()}"

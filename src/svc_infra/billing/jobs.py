@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime, tzinfo
 from time import perf_counter
-from typing import Protocol, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from svc_infra import failpoints
+from svc_infra.billing import invoice_jobs
 from svc_infra.billing.aggregation import DayKey, DayTotal, recompute
 from svc_infra.billing.entitlements import announce_recorded
 from svc_infra.billing.first_use import ready
+from svc_infra.billing.invoice_bounds import NO_BOUND, RunBound
 from svc_infra.billing.invoicing import InvoiceRequest, generate_invoices
+from svc_infra.billing.job_outcomes import INVOICE_CREATED as INVOICE_CREATED
+from svc_infra.billing.job_outcomes import Publisher, parsed, refusal
 from svc_infra.billing.metrics import AGGREGATE_MILLISECONDS, INVOICES_GENERATED
 from svc_infra.billing.money import normalize_currency
 from svc_infra.billing.periods import day_bounds
@@ -23,13 +26,12 @@ from svc_infra.billing.schemas import (
     AggregateDaily,
     GenerateMonthlyInvoice,
     InvoiceCreated,
-    Payload,
     UsageAggregated,
 )
 from svc_infra.billing.tenants import zones_of
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.db.after_commit import call_after_commit
-from svc_infra.exceptions import InvalidPayload, InvalidPeriod
+from svc_infra.exceptions import InvalidPeriod
 from svc_infra.jobs.handlers import Handlers, SessionFactory
 from svc_infra.jobs.job import Job
 from svc_infra.jobs.outcome import Discard, Outcome
@@ -39,18 +41,7 @@ from svc_infra.webhooks.service import Publication
 AGGREGATE_DAILY = "billing.aggregate_daily"
 GENERATE_MONTHLY_INVOICE = "billing.generate_monthly_invoice"
 USAGE_AGGREGATED = "billing.usage_aggregated"
-INVOICE_CREATED = "billing.invoice.created"
 BATCH_SIZE = 500
-
-P = TypeVar("P", bound=Payload)
-
-
-class Publisher(Protocol):
-    """What the handlers ask of the webhook service."""
-
-    def publish_many(self, session: Session, publications: Sequence[Publication]) -> list[str]:
-        """Publish with the commit of ``session``."""
-        ...
 
 
 def enqueue_aggregate_daily(
@@ -97,7 +88,7 @@ def enqueue_generate_monthly_invoice(
 def make_billing_job_handler(
     *, session_factory: SessionFactory, webhooks: Publisher, clock: Clock | None = None
 ) -> Handlers:
-    """Return the handler of both jobs for ``process_one(queue, handler)``, or to include in others.
+    """Return the handler of billing's jobs for ``process_one(queue, handler)``, or to include in others.
 
     Its rows, messages and the completion of a durable job of the same database commit together.
     """
@@ -107,19 +98,28 @@ def make_billing_job_handler(
 
 
 def register(
-    handlers: Handlers, webhooks: Publisher, *, clock: Clock | None = None, has_provider: bool = False
+    handlers: Handlers,
+    webhooks: Publisher,
+    *,
+    clock: Clock | None = None,
+    has_provider: bool = False,
+    bound: RunBound = NO_BOUND,
 ) -> None:
-    """Add the handlers of both jobs, which publish through ``webhooks``.
+    """Add the handlers of billing's jobs, which publish through ``webhooks``.
 
-    With ``has_provider`` each new invoice gets its ``billing.sync_invoice`` in the same transaction.
+    With ``has_provider`` each issued invoice gets its ``billing.sync_invoice`` in the same transaction. A
+    tenant that would exceed ``bound`` is parked, and its jobs wait until it is unparked.
     """
     time = clock or SystemClock()
+    invoice_jobs.register(handlers, webhooks, clock=time, has_provider=has_provider, bound=bound)
 
     async def aggregate_daily(jobs: Sequence[Job], session: AsyncSession) -> Mapping[str, Outcome]:
         return await session.run_sync(_aggregate_daily, jobs, webhooks, time.now())
 
     async def generate_monthly_invoice(jobs: Sequence[Job], session: AsyncSession) -> Mapping[str, Outcome]:
-        return await session.run_sync(_generate_monthly_invoice, jobs, webhooks, time.now(), has_provider)
+        return await session.run_sync(
+            _generate_monthly_invoice, jobs, webhooks, time.now(), has_provider, bound
+        )
 
     handlers.add_batch(AGGREGATE_DAILY, aggregate_daily, batch_size=BATCH_SIZE)
     handlers.add_batch(GENERATE_MONTHLY_INVOICE, generate_monthly_invoice, batch_size=BATCH_SIZE)
@@ -131,7 +131,7 @@ def _aggregate_daily(
     """Recompute the days of the jobs and publish each total that was not published before."""
     started = perf_counter()
     ready(session)
-    payloads, refused = _parsed(jobs, AggregateDaily)
+    payloads, refused = parsed(jobs, AggregateDaily)
     zones = zones_of(session, {payload.tenant_id for payload in payloads.values()})
     keys: set[DayKey] = set()
     for job_id, payload in payloads.items():
@@ -150,21 +150,26 @@ def _aggregate_daily(
 
 
 def _generate_monthly_invoice(
-    session: Session, jobs: Sequence[Job], webhooks: Publisher, now: datetime, has_provider: bool
+    session: Session,
+    jobs: Sequence[Job],
+    webhooks: Publisher,
+    now: datetime,
+    has_provider: bool,
+    bound: RunBound,
 ) -> dict[str, Outcome]:
     """Make the invoices of the jobs, publish those that did not exist before, and have them mirrored."""
     ready(session)
-    payloads, outcomes = _parsed(jobs, GenerateMonthlyInvoice)
+    payloads, outcomes = parsed(jobs, GenerateMonthlyInvoice)
     requests = [
-        InvoiceRequest(p.tenant_id, p.period_start, p.period_end, p.currency) for p in payloads.values()
+        InvoiceRequest(p.tenant_id, p.period_start, p.period_end, p.currency, p.cycle)
+        for p in payloads.values()
     ]
     failpoints.reached("handler_before_writes")
     created = []
-    for job_id, request, result in zip(
-        payloads, requests, generate_invoices(session, requests, now=now), strict=True
-    ):
+    results = generate_invoices(session, requests, now=now, bound=bound)
+    for job_id, request, result in zip(payloads, requests, results, strict=True):
         if result.error is not None:
-            outcomes[job_id] = Discard(f"{type(result.error).__name__}: {result.error}")
+            outcomes[job_id] = refusal(result.error)
         elif result.is_new and result.invoice_id is not None:
             created.append(_created(request, result.invoice_id, now))
     webhooks.publish_many(session, created)
@@ -175,18 +180,6 @@ def _generate_monthly_invoice(
     if created:
         call_after_commit(session, lambda: INVOICES_GENERATED.inc(len(created)))
     return outcomes
-
-
-def _parsed(jobs: Sequence[Job], kind: type[P]) -> tuple[dict[str, P], dict[str, Outcome]]:
-    """The payloads by job id, and the outcomes of the jobs whose payload will never be readable."""
-    payloads: dict[str, P] = {}
-    refused: dict[str, Outcome] = {}
-    for job in jobs:
-        try:
-            payloads[job.id] = kind.parse(job.payload)
-        except InvalidPayload as error:
-            refused[job.id] = Discard(f"InvalidPayload: {error}")
-    return payloads, refused
 
 
 def _day_of(payload: AggregateDaily, zone: tzinfo) -> DayKey:

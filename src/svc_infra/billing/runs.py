@@ -9,20 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Select, func, null, or_, select, union
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from svc_infra.billing import invoice_statements as statements
 from svc_infra.billing.aggregation import DayKey, dirty_days
+from svc_infra.billing.columns import CALENDAR_CYCLE
 from svc_infra.billing.entitlements import prune_reservations
-from svc_infra.billing.jobs import AGGREGATE_DAILY, GENERATE_MONTHLY_INVOICE
-from svc_infra.billing.models import Price, Subscription, Tenant, UsageAggregate, UsageDirtyDay
+from svc_infra.billing.invoice_runs import Currencies, DueInvoice, enqueue_due, without_invoice
+from svc_infra.billing.jobs import AGGREGATE_DAILY
+from svc_infra.billing.models import Subscription, Tenant, UsageAggregate, UsageDirtyDay
 from svc_infra.billing.money import normalize_currency
 from svc_infra.billing.periods import Period, previous_month, zone
-from svc_infra.billing.schemas import AggregateDaily, GenerateMonthlyInvoice
+from svc_infra.billing.schemas import AggregateDaily
 from svc_infra.clock import Clock, SystemClock, require_utc
 from svc_infra.exceptions import InvalidPayload
 from svc_infra.jobs.cron import CatchUp, CronSchedule
@@ -37,14 +38,6 @@ RUN_MONTHLY_INVOICING = "billing.run_monthly_invoicing"
 
 _PAGE = 1_000
 _RESERVATIONS_KEPT = timedelta(days=7)
-
-
-class _Due(NamedTuple):
-    """An invoice that is to be made."""
-
-    tenant_id: str
-    currency: str
-    period: Period
 
 
 def default_schedules(
@@ -77,7 +70,7 @@ def register(handlers: Handlers, *, clock: Clock | None = None, default_currency
             fire_at = _fire_at(job)
         except InvalidPayload as error:
             return Discard(str(error))
-        await session.run_sync(_run_daily, fire_at, job.queue, time.now())
+        await session.run_sync(_run_daily, fire_at, job.queue, time.now(), currency)
         return None
 
     async def monthly(job: Job, session: AsyncSession) -> Outcome | None:
@@ -92,12 +85,16 @@ def register(handlers: Handlers, *, clock: Clock | None = None, default_currency
     handlers.add(RUN_MONTHLY_INVOICING, monthly)
 
 
-def _run_daily(session: Session, fire_at: datetime, queue: str, now: datetime) -> None:
-    """Enqueue the aggregation of each day that ended before the fire and whose total is not announced."""
+def _run_daily(session: Session, fire_at: datetime, queue: str, now: datetime, default_currency: str) -> None:
+    """Enqueue the aggregation of each day that ended before the fire and whose total is not announced.
+
+    And what else of invoicing is due on a day (``invoice_runs``).
+    """
     days = dirty_days(session, ended_before=fire_at, limit=_PAGE)
     while days:
         insert_jobs(session, [_aggregate(key, queue) for key in days], now=now)
         days = dirty_days(session, ended_before=fire_at, limit=_PAGE, after=days[-1])
+    enqueue_due(session, fire_at, queue, now, default_currency=default_currency)
     prune_reservations(session, before=fire_at - _RESERVATIONS_KEPT)
 
 
@@ -105,37 +102,17 @@ def _run_monthly(
     session: Session, fire_at: datetime, queue: str, now: datetime, default_currency: str
 ) -> None:
     """Enqueue the invoices of the month that ended before the fire, by each tenant's own calendar."""
-    currencies = _Currencies(session, default_currency)
+    currencies = Currencies(session, default_currency)
     for name in sorted({"UTC", *session.scalars(select(Tenant.timezone).distinct())}):
         month = previous_month(fire_at, zone(name))
         for page in _concerned(session, name, month, currencies.has_planless_prices):
             due = [
-                _Due(tenant_id, currency, month)
+                DueInvoice(tenant_id, currency, month)
                 for tenant_id, plan_ids in page.items()
                 for currency in currencies.of(plan_ids)
             ]
-            missing = _without_invoice(session, due)
-            insert_jobs(session, [_invoice(item, queue) for item in missing], now=now)
-
-
-class _Currencies:
-    """The currencies in which a tenant is invoiced: those of the prices that apply to it."""
-
-    def __init__(self, session: Session, default: str) -> None:
-        self._default = default
-        self._by_plan: dict[str | None, set[str]] = {}
-        for plan_id, currency in session.execute(select(Price.plan_id, Price.currency).distinct()):
-            self._by_plan.setdefault(plan_id, set()).add(currency)
-
-    @property
-    def has_planless_prices(self) -> bool:
-        return None in self._by_plan
-
-    def of(self, plan_ids: set[str]) -> list[str]:
-        found = set(self._by_plan.get(None, ()))
-        for plan_id in plan_ids:
-            found |= self._by_plan.get(plan_id, set())
-        return sorted(found) or [self._default]
+            missing = without_invoice(session, due)
+            insert_jobs(session, [item.request(queue) for item in missing], now=now)
 
 
 def _concerned(
@@ -160,7 +137,10 @@ def _concerned_after(after: str, timezone: str, month: Period, counts_usage: boo
     has_not_ended = or_(Subscription.ended_at.is_(None), Subscription.ended_at > month.start)
     sources: list[Any] = [
         select(Subscription.tenant_id, Subscription.plan_id).where(
-            Subscription.effective_at < month.end, has_not_ended, Subscription.tenant_id > after
+            Subscription.cycle == CALENDAR_CYCLE,
+            Subscription.effective_at < month.end,
+            has_not_ended,
+            Subscription.tenant_id > after,
         )
     ]
     if counts_usage:
@@ -182,32 +162,9 @@ def _concerned_after(after: str, timezone: str, month: Period, counts_usage: boo
     )
 
 
-def _without_invoice(session: Session, due: list[_Due]) -> list[_Due]:
-    """Those that have no invoice of this very period yet."""
-    dialect = session.get_bind().dialect.name
-    rows = [
-        (at, item.tenant_id, item.currency, item.period.start, item.period.end) for at, item in enumerate(due)
-    ]
-    found = session.execute(
-        statements.overlapping_invoices(dialect), statements.REQUESTS.parameters(dialect, rows)
-    )
-    done = {at for at, _, start, end in found if Period(start, end) == due[at].period}
-    return [item for at, item in enumerate(due) if at not in done]
-
-
 def _aggregate(key: DayKey, queue: str) -> JobRequest:
     payload = AggregateDaily(tenant_id=key.tenant_id, metric=key.metric, day_start=key.day.start)
     return JobRequest(AGGREGATE_DAILY, payload.to_payload(), queue=queue, tenant_id=key.tenant_id)
-
-
-def _invoice(due: _Due, queue: str) -> JobRequest:
-    payload = GenerateMonthlyInvoice(
-        tenant_id=due.tenant_id,
-        period_start=due.period.start,
-        period_end=due.period.end,
-        currency=due.currency,
-    )
-    return JobRequest(GENERATE_MONTHLY_INVOICE, payload.to_payload(), queue=queue, tenant_id=due.tenant_id)
 
 
 def _fire_at(job: Job) -> datetime:

@@ -22,7 +22,7 @@ from pydantic import (
     ValidationError,
 )
 
-from svc_infra.billing.models import METRIC_LENGTH
+from svc_infra.billing.columns import CALENDAR_CYCLE, METRIC_LENGTH
 from svc_infra.canonical import canonical_decimal, canonical_instant
 from svc_infra.db.base import TENANT_ID_LENGTH
 from svc_infra.exceptions import InvalidPayload
@@ -78,12 +78,33 @@ class AggregateDaily(Payload):
 
 
 class GenerateMonthlyInvoice(Payload):
-    """Of the job ``billing.generate_monthly_invoice``: the half-open period, and an ISO 4217 code."""
+    """Of the job ``billing.generate_monthly_invoice``: the half-open period, and an ISO 4217 code.
+
+    ``cycle`` is given for the subscriptions that have a billing cycle of their own.
+    """
 
     tenant_id: TenantId
     period_start: Instant
     period_end: Instant
     currency: Text
+    cycle: Text = CALENDAR_CYCLE
+
+    def to_payload(self) -> dict[str, Any]:
+        """Write the payload with its promised keys, and the cycle if it is not the calendar."""
+        return self.model_dump(exclude={"cycle"} if self.cycle == CALENDAR_CYCLE else set())
+
+
+class FinalizeInvoice(Payload):
+    """Of the job ``billing.finalize_invoice``."""
+
+    tenant_id: TenantId
+    invoice_id: Text
+
+
+class BillLateUsage(Payload):
+    """Of the job ``billing.bill_late_usage``."""
+
+    tenant_id: TenantId
 
 
 class UsageAggregated(Payload):

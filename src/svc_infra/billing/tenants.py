@@ -28,13 +28,16 @@ class TenantSettings:
     """How a tenant is billed.
 
     ``timezone`` is the IANA zone whose midnights bound its days and periods; ``late_policy`` says what
-    becomes of usage that arrives after its period was invoiced; ``number_series`` begins its invoice numbers.
+    becomes of usage that arrives after its period was invoiced; ``grace_seconds`` how long after the end of a
+    period its invoice stays a draft; ``number_series`` begins its invoice numbers; ``due_days`` is the time to
+    pay.
     """
 
     timezone: str = "UTC"
     late_policy: str = "carry_forward"
     grace_seconds: int = 0
     number_series: str = "INV"
+    due_days: int = 0
 
 
 DEFAULTS = TenantSettings()
@@ -66,6 +69,7 @@ def change_settings(
     late_policy: str | None = None,
     grace_seconds: int | None = None,
     number_series: str | None = None,
+    due_days: int | None = None,
 ) -> TenantSettings:
     """Change what is given, keep the rest, and return the settings as they are now.
 
@@ -82,6 +86,7 @@ def change_settings(
         "late_policy": late_policy,
         "grace_seconds": grace_seconds,
         "number_series": number_series,
+        "due_days": due_days,
     }
     lock_tenants(session, [tenant_id], now=now)
     row = session.get_one(Tenant, tenant_id, populate_existing=True)
@@ -92,6 +97,7 @@ def change_settings(
         _refuse_if_billed(session, tenant_id, old.timezone)
     row.timezone, row.late_policy = new.timezone, new.late_policy
     row.grace_seconds, row.number_series = new.grace_seconds, new.number_series
+    row.due_days = new.due_days
     session.flush()
     return new
 
@@ -105,8 +111,13 @@ def _check(settings: TenantSettings) -> None:
         raise InvalidSettings(f"late_policy is {settings.late_policy!r}; use {', '.join(LATE_POLICIES)}")
     if settings.grace_seconds < 0:
         raise InvalidSettings(f"grace_seconds is {settings.grace_seconds}; it cannot be negative")
-    if not 0 < len(settings.number_series) <= Tenant.number_series.type.length:
-        raise InvalidSettings(f"number_series {settings.number_series!r} must have 1 to 40 characters")
+    if settings.due_days < 0:
+        raise InvalidSettings(f"due_days is {settings.due_days}; it cannot be negative")
+    # Credit notes are numbered in a series of their own, which is CN- and this.
+    if not 0 < len(settings.number_series) <= 37 or settings.number_series.startswith("CN-"):
+        raise InvalidSettings(
+            f"number_series {settings.number_series!r} must have 1 to 37 characters and not begin with CN-"
+        )
 
 
 def _refuse_if_billed(session: Session, tenant_id: str, current: str) -> None:
@@ -125,7 +136,7 @@ def _refuse_if_billed(session: Session, tenant_id: str, current: str) -> None:
 
 
 def _settings_in(row: Tenant) -> TenantSettings:
-    return TenantSettings(row.timezone, row.late_policy, row.grace_seconds, row.number_series)
+    return TenantSettings(row.timezone, row.late_policy, row.grace_seconds, row.number_series, row.due_days)
 
 
 @cache

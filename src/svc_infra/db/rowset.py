@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -80,4 +80,6 @@ def _plain(value: Any) -> Any:
         return require_utc(value).replace(tzinfo=None).isoformat(" ", "microseconds")
     if isinstance(value, Decimal):
         return canonical_decimal(value)
+    if isinstance(value, date):
+        return value.isoformat()
     return value

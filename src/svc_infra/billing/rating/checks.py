@@ -63,6 +63,10 @@ def _check_subject(terms: PriceTerms) -> None:
                 f"price {terms.key!r}: a fixed price has no minimum_amount or maximum_amount; "
                 "its unit_amount is what it costs"
             )
+        if terms.is_commitment and terms.is_advance:
+            raise InvalidPrice(
+                f"price {terms.key!r}: what is missing to a commitment is known in arrears only"
+            )
         return
     if not terms.metric:
         raise InvalidPrice(f"price {terms.key!r}: model {terms.model.value!r} needs the metric that it bills")
@@ -71,6 +75,8 @@ def _check_subject(terms: PriceTerms) -> None:
             f"price {terms.key!r}: usage is billed with the invoice of its period; "
             "leave recurring_interval out"
         )
+    if terms.is_commitment:
+        raise InvalidPrice(f"price {terms.key!r}: a commitment is a fixed price; leave the metric out")
     if terms.is_advance:
         raise InvalidPrice(f"price {terms.key!r}: usage cannot be billed in advance; leave advance out")
 

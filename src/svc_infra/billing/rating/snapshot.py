@@ -55,8 +55,9 @@ def terms_to_snapshot(terms: PriceTerms) -> dict[str, Any]:
         snapshot["package_rounding"] = terms.package_rounding.value
     if terms.per_event is not None:
         snapshot["per_event"] = _per_event_to_snapshot(terms.per_event)
-    if terms.is_advance:
-        snapshot["is_advance"] = True
+    for name in ("is_advance", "is_commitment"):
+        if getattr(terms, name):
+            snapshot[name] = True
     return snapshot
 
 

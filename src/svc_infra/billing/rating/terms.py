@@ -71,8 +71,9 @@ class PriceTerms:
     package of ``package_size`` units. The quantity of the two percentage models is money in major units of
     the currency. ``free_units`` is how much of the quantity costs nothing. ``minimum_amount`` and
     ``maximum_amount`` bound what a period costs, in minor units. ``is_advance`` says that a fixed price is
-    charged for the period that begins instead of the one that ended. InvalidPrice says what does not fit
-    together, InvalidCurrency that the currency is unknown.
+    charged for the period that begins instead of the one that ended; ``is_commitment`` that its amount is
+    what the other prices of the plan are to reach together, and a line makes up for what is missing.
+    InvalidPrice says what does not fit together, InvalidCurrency that the currency is unknown.
     """
 
     key: str
@@ -92,6 +93,7 @@ class PriceTerms:
     minimum_amount: Decimal | None = field(default=None, hash=False)
     maximum_amount: Decimal | None = field(default=None, hash=False)
     is_advance: bool = field(default=False, hash=False)
+    is_commitment: bool = field(default=False, hash=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "currency", normalize_currency(self.currency))
