@@ -114,6 +114,8 @@ class BillingSettings(_Section):
     usage_future_seconds: float = Field(86400, ge=0)
     quotas_without_entitlement: Literal["refuse", "allow"] = "refuse"
     provider: Literal["none", "stripe"] = "none"
+    max_invoices_per_day: int = Field(200, ge=1)
+    max_lines_per_day: int = Field(20_000, ge=1)
 
 
 class ApiSettings(_Section):

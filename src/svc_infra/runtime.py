@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from svc_infra.application import Application
 from svc_infra.billing import jobs as billing_jobs
 from svc_infra.billing import runs
+from svc_infra.billing.invoice_bounds import RunBound
 from svc_infra.billing.provider import register_provider_sync
 from svc_infra.billing.stripe_provider import StripeProvider
 from svc_infra.billing.topics import billing_topics
@@ -160,8 +161,14 @@ class Runtime:
     def _handlers(self, application: Application) -> Handlers:
         handlers = Handlers(self.session_factory, clock=self.clock)
         provider_sync = self._stripe or application.provider_sync
-        has_provider = provider_sync is not None
-        billing_jobs.register(handlers, self.webhooks, clock=self.clock, has_provider=has_provider)
+        billing = self.settings.billing
+        billing_jobs.register(
+            handlers,
+            self.webhooks,
+            clock=self.clock,
+            has_provider=provider_sync is not None,
+            bound=RunBound(billing.max_invoices_per_day, billing.max_lines_per_day),
+        )
         if provider_sync is not None:
             register_provider_sync(handlers, self.session_factory, provider_sync)
         runs.register(handlers, clock=self.clock, default_currency=self.settings.billing.currency)

@@ -240,7 +240,7 @@ async def test_the_handler_needs_no_tables_in_memory_and_no_durable_queue() -> N
     handler = make_billing_job_handler(
         session_factory=async_sessionmaker(engine, expire_on_commit=False), webhooks=webhooks
     )
-    assert handler.names == {AGGREGATE_DAILY, GENERATE_MONTHLY_INVOICE}
+    assert {AGGREGATE_DAILY, GENERATE_MONTHLY_INVOICE} <= handler.names
     await handler(aggregate())
     await handler(invoice())
     assert len(outbox.take_pending(10)) == 2

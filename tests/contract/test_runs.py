@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -19,6 +19,7 @@ from svc_infra.billing.jobs import AGGREGATE_DAILY, GENERATE_MONTHLY_INVOICE
 from svc_infra.billing.jobs import register as register_billing
 from svc_infra.billing.models import Invoice, Tenant, UsageAggregate
 from svc_infra.billing.subscriptions import NewSubscription, subscribe_many
+from svc_infra.billing.tenants import change_settings
 from svc_infra.billing.usage import NewUsage, record_many
 from svc_infra.clock import FixedClock
 from svc_infra.exceptions import InvalidCurrency
@@ -229,6 +230,50 @@ async def test_each_zones_month_is_invoiced_by_the_first_run_after_it_ended(benc
     assert [job[:3] for job in await bench.waiting(GENERATE_MONTHLY_INVOICE)] == [
         ("America/New_York", "2025-01-01T05:00:00Z", "2025-02-01T05:00:00Z")
     ]
+
+
+async def test_an_anniversary_is_invoiced_when_its_month_has_passed(bench: Bench) -> None:
+    on_the_20th = NewSubscription(
+        "t1", "standard", datetime(2025, 1, 20, tzinfo=UTC), anchor_on=date(2025, 1, 20)
+    )
+    await bench.subscribe(on_the_20th)
+    await bench.fire(runs.RUN_DAILY_AGGREGATION, "2025-02-19T00:05:00Z")
+    assert await bench.waiting(GENERATE_MONTHLY_INVOICE) == []
+    for fire_at in ("2025-02-20T00:05:00Z", "2025-02-21T00:05:00Z"):  # the second finds them made
+        await bench.fire(runs.RUN_DAILY_AGGREGATION, fire_at)
+        await bench.work()
+    async with bench.session_factory() as session:
+        stored = (await session.scalars(select(Invoice).order_by(Invoice.currency))).all()
+    assert [(row.cycle, row.currency, row.period_end.day, row.total_amount) for row in stored] == [
+        ("month:20", "eur", 20, 400),
+        ("month:20", "usd", 20, 500),
+    ]
+    await bench.fire(runs.RUN_MONTHLY_INVOICING, AT_NIGHT)
+    assert await bench.waiting(GENERATE_MONTHLY_INVOICE) == []
+
+
+async def test_drafts_are_finalized_and_late_usage_is_closed_by_the_daily_run(bench: Bench) -> None:
+    await bench.call(change_settings, "t1", grace_seconds=86400, now=JANUARY)
+    await bench.subscribe(NewSubscription("t1", "storage", JANUARY, FEBRUARY))
+    await bench.use("t1", "bytes", JANUARY)
+    bench.clock.set(FEBRUARY)
+    await bench.fire(runs.RUN_MONTHLY_INVOICING, AT_NIGHT)
+    await bench.work()
+    bench.clock.set(datetime(2025, 2, 2, 1, tzinfo=UTC))
+    await bench.fire(runs.RUN_DAILY_AGGREGATION, "2025-02-02T00:05:00Z")
+    await bench.work()
+    await bench.use("t1", "bytes", datetime(2025, 1, 9, tzinfo=UTC))
+    for fire_at in ("2025-02-03T00:05:00Z", "2025-02-04T00:05:00Z"):  # aggregated by the first
+        bench.clock.set(datetime.fromisoformat(fire_at))
+        await bench.fire(runs.RUN_DAILY_AGGREGATION, fire_at)
+        await bench.work()
+    async with bench.session_factory() as session:
+        stored = (await session.scalars(select(Invoice).order_by(Invoice.number))).all()
+    assert [(row.kind, row.status, row.total_amount) for row in stored] == [
+        ("period", "finalized", 1),
+        ("adjustment", "finalized", 1),
+    ]
+    assert bench.publisher.topics.count("billing.invoice.created") == 2
 
 
 async def test_pages_of_tenants_lose_and_repeat_nobody(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from decimal import Decimal
 from svc_infra.billing.money import normalize_currency
 from svc_infra.billing.rating import (
     PackageRounding,
+    PerEvent,
     PriceModel,
     PriceTerms,
     Tier,
@@ -21,8 +22,9 @@ from svc_infra.exceptions import InvalidCurrency, InvalidPrice
 _PRICE_KEYS = (
     *("key", "plan", "currency", "unit_amount", "metric", "model", "tiers", "recurring_interval", "advance"),
     *("package_size", "package_rounding", "free_units", "percent"),
-    *("minimum_amount", "maximum_amount", "zero_usage_policy"),
+    *("minimum_amount", "maximum_amount", "zero_usage_policy", "commitment", "per_event"),
 )
+_PER_EVENT_KEYS = ("fixed_amount", "free_events", "minimum_amount", "maximum_amount")
 _TIER_KEYS = ("up_to", "unit_amount", "percent", "flat_amount")
 _INTERVALS = ("month", "year")
 
@@ -69,19 +71,43 @@ def read_price(table: Table) -> PriceSpec:
             minimum_amount=table.amount("minimum_amount", parse_unit_amount),
             maximum_amount=table.amount("maximum_amount", parse_unit_amount),
             is_advance=table.flag("advance"),
+            is_commitment=table.flag("commitment"),
+            per_event=_per_event(table),
         )
     except InvalidPrice as error:
         raise table.error(str(error)) from error
-    _refuse_unbilled(table, terms)
-    return PriceSpec(table.text("plan", KEY_LENGTH), terms, table.line())
+    plan = table.text("plan", KEY_LENGTH)
+    if plan is None:
+        _refuse_without_subscription(table, terms)
+    return PriceSpec(plan, terms, table.line())
 
 
-def _refuse_unbilled(table: Table, terms: PriceTerms) -> None:
-    """Refuse what rating knows and invoicing does not do yet: silence would bill it wrongly."""
+def _refuse_without_subscription(table: Table, terms: PriceTerms) -> None:
+    """What is counted from a subscription's beginning belongs to a plan; every tenant has the calendar."""
     if terms.recurring_interval == "year":
-        raise table.error("yearly prices are not billed yet; use a monthly one", "recurring_interval")
-    if terms.is_advance:
-        raise table.error("prices in advance are not billed yet; leave it out", "advance")
+        raise table.error(
+            "a yearly price belongs to a plan; for every tenant use a monthly one", "recurring_interval"
+        )
+    for key in ("advance", "commitment"):
+        if table.values.get(key):
+            raise table.error(f"a price for every tenant has no {key}; put it on a plan", key)
+
+
+def _per_event(price: Table) -> PerEvent | None:
+    """What a percentage price adds to each event: the table ``per_event``."""
+    table = price.table("per_event")
+    if table is None:
+        return None
+    table.refuse_unknown_keys(_PER_EVENT_KEYS)
+    free_events = table.values.get("free_events", 0)
+    if type(free_events) is not int or free_events < 0:
+        raise table.error("free_events must be a whole number of 0 or more, without quotes", "free_events")
+    return PerEvent(
+        fixed_amount=table.amount("fixed_amount", parse_unit_amount) or Decimal(0),
+        free_events=free_events,
+        minimum_amount=table.amount("minimum_amount", parse_unit_amount),
+        maximum_amount=table.amount("maximum_amount", parse_unit_amount),
+    )
 
 
 def _tiers(price: Table, *, is_percentage: bool) -> tuple[Tier, ...]:

@@ -172,6 +172,8 @@ def _apply(
     before = price_terms(known[-1]).to_snapshot() if is_open else None
     if before == wanted:
         return PriceChange(name, before, wanted, known[-1].effective_on)
+    if known:
+        _refuse_another_kind(name, price_terms(known[-1]), terms, spec.line)
     for version in known:
         if version.ended_on is None or version.ended_on > begins:
             version.ended_on = max(begins, version.effective_on)
@@ -192,6 +194,16 @@ def _apply(
     session.add(new)
     known.append(new)
     return PriceChange(name, before, wanted, begins, is_retroactive and bool(known[:-1]))
+
+
+def _refuse_another_kind(name: str, before: PriceTerms, after: PriceTerms, line: int) -> None:
+    """What was charged with one version must be told from what is charged with the next."""
+    for part in ("metric", "recurring_interval", "is_advance", "is_commitment"):
+        if getattr(before, part) != getattr(after, part):
+            raise InvalidCatalog(
+                f"line {line}: {name} cannot change its {part.removeprefix('is_')}; "
+                "end it and give the new price a key of its own"
+            )
 
 
 def _refuse_second_prices(versions: Iterable[list[Price]], plan_keys: Mapping[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from sqlalchemy import func, select
@@ -57,28 +57,10 @@ def credit_invoice(
         raise AmountTooLarge(f"nothing is left to credit of invoice {invoice_id!r}")
     series = f"CN-{tenant.number_series}"
     number = take_numbers(session, {(tenant_id, series): 1})[tenant_id, series] + 1
-    note = CreditNote(
-        id=new_id(),
-        tenant_id=tenant_id,
-        invoice_id=invoice_id,
-        series=series,
-        number=number,
-        currency=invoice.currency,
-        total_amount=total,
-        reason=reason,
-        actor=actor,
-        issued_at=now,
-    )
-    taken_back = zip(billed, amounts, strict=True)
-    session.add_all(
-        CreditNoteLine(tenant_id=tenant_id, credit_note_id=note.id, invoice_line_id=line.id, amount=credited)
-        for line, credited in taken_back
-        if credited
-    )
-    # Like an invoice: its lines first, and then it is issued with their sum.
-    session.flush()
-    session.add(note)
-    session.flush()
+    note = CreditNote(id=new_id(), tenant_id=tenant_id, invoice_id=invoice_id, series=series, number=number)
+    note.currency, note.total_amount = invoice.currency, total
+    note.reason, note.actor, note.issued_at = reason, actor, now
+    _issue(session, note, zip(billed, amounts, strict=True))
     session.refresh(invoice)
     return note
 
@@ -102,6 +84,20 @@ def credit_note_lines(session: Session, tenant_id: str, credit_note_id: str) -> 
         .order_by(InvoiceLine.position)
     )
     return [(position, amount) for position, amount in session.execute(found)]
+
+
+def _issue(session: Session, note: CreditNote, amounts: Iterable[tuple[InvoiceLine, int]]) -> None:
+    """Like an invoice: its lines first, and then it is issued with their sum."""
+    session.add_all(
+        CreditNoteLine(
+            tenant_id=note.tenant_id, credit_note_id=note.id, invoice_line_id=line.id, amount=amount
+        )
+        for line, amount in amounts
+        if amount
+    )
+    session.flush()
+    session.add(note)
+    session.flush()
 
 
 def _credited(session: Session, tenant_id: str, invoice_id: str) -> dict[str, int]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, date, datetime, tzinfo
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Executable, Table, bindparam, insert, literal, select, tuple_
+from sqlalchemy import BigInteger, Date, Executable, String, Table, bindparam, insert, select, tuple_
 from sqlalchemy.orm import Session
 
+from svc_infra.billing.columns import CALENDAR_CYCLE, CYCLE_LENGTH
+from svc_infra.billing.cycles import anniversary
 from svc_infra.billing.first_use import ready
 from svc_infra.billing.models import Plan, Price, Subscription, TenantText
+from svc_infra.billing.money import MAX_MINOR
 from svc_infra.billing.periods import day_bounds, is_local_midnight
+from svc_infra.billing.proration import trial_end
 from svc_infra.billing.tenant_lock import lock_tenants
 from svc_infra.db.base import Base, IdText, UtcDateTime, new_id
 from svc_infra.db.rowset import Rowset
@@ -29,18 +33,31 @@ _NEW = Rowset(
     plan_id=IdText,
     effective_at=UtcDateTime,
     ended_at=UtcDateTime,
+    quantity=BigInteger,
+    trial_ends_at=UtcDateTime,
+    cycle=String(CYCLE_LENGTH),
+    anchor_on=Date,
 )
 _subscriptions: Table = Base.metadata.tables[Subscription.__tablename__]
 
 
 @dataclass(frozen=True, slots=True)
 class NewSubscription:
-    """A subscription to be stored: half-open ``[effective_at, ended_at)``, without an end for ever."""
+    """A subscription to be stored: half-open ``[effective_at, ended_at)``, without an end for ever.
+
+    ``quantity`` multiplies the plan's fixed prices. In the first ``trial_days`` local days those cost
+    nothing, while usage is billed. With ``anchor_on`` its periods are months (or with ``interval`` years)
+    that begin on the anchor's day; without, they are calendar months.
+    """
 
     tenant_id: str
     plan_key: str
     effective_at: datetime
     ended_at: datetime | None = None
+    quantity: int = 1
+    trial_days: int = 0
+    anchor_on: date | None = None
+    interval: str = "month"
 
 
 class ListedSubscription(NamedTuple):
@@ -51,6 +68,9 @@ class ListedSubscription(NamedTuple):
     plan_key: str
     effective_at: datetime
     ended_at: datetime | None
+    quantity: int
+    trial_ends_at: datetime | None
+    cycle: str
 
 
 class _Held(NamedTuple):
@@ -66,10 +86,19 @@ def subscribe(
     plan_key: str,
     effective_at: datetime,
     ended_at: datetime | None = None,
+    quantity: int = 1,
+    trial_days: int = 0,
+    anchor_on: date | None = None,
+    interval: str = "month",
     now: datetime,
 ) -> str:
-    """Put a tenant on a plan and return the subscription's id; see ``subscribe_many`` for what is refused."""
-    wanted = NewSubscription(tenant_id, plan_key, effective_at, ended_at)
+    """Put a tenant on a plan and return the subscription's id.
+
+    The arguments are those of ``NewSubscription``; see ``subscribe_many`` for what is refused.
+    """
+    wanted = NewSubscription(
+        tenant_id, plan_key, effective_at, ended_at, quantity, trial_days, anchor_on, interval
+    )
     return subscribe_many(session, [wanted], now=now)[0]
 
 
@@ -78,9 +107,10 @@ def subscribe_many(session: Session, wanted: Sequence[NewSubscription], *, now: 
 
     Raises:
         NotFound: no plan has this key.
-        InvalidSubscription: a bound is not one of the tenant's local midnights, or the tenant has, at the
-            same time, this plan or another one that prices the same metric in the same currency: its usage
-            would be billed twice.
+        InvalidSubscription: a bound is not one of the tenant's local midnights, the quantity is not a whole
+            number of 1 or more, or the tenant has, at the same time, this plan or another one that prices the
+            same metric in the same currency: its usage would be billed twice.
+        InvalidPeriod: a trial of negative length, or an interval that is no month or year.
     """
     if not wanted:
         return []
@@ -92,12 +122,15 @@ def subscribe_many(session: Session, wanted: Sequence[NewSubscription], *, now: 
     metrics = _priced_metrics(session)
     rows = []
     for item in wanted:
-        _check_bounds(item, settings[item.tenant_id].zone)
+        zone = settings[item.tenant_id].zone
+        _check_bounds(item, zone)
         new = _Held(plans[item.plan_key], item.effective_at, item.ended_at)
         for other in held[item.tenant_id]:
             _refuse_overlap(item, new, other, metrics)
         held[item.tenant_id].append(new)
-        rows.append((new_id(), item.tenant_id, *new))
+        trial_ends_at = trial_end(item.effective_at, item.trial_days, zone) if item.trial_days else None
+        cycle = CALENDAR_CYCLE if item.anchor_on is None else anniversary(item.anchor_on, item.interval).name
+        rows.append((new_id(), item.tenant_id, *new, item.quantity, trial_ends_at, cycle, item.anchor_on))
     dialect = session.get_bind().dialect.name
     session.execute(_insert(dialect), {**_NEW.parameters(dialect, rows), "created_at": now})
     return [str(row[0]) for row in rows]
@@ -118,6 +151,9 @@ def list_subscriptions(
             Plan.key,
             Subscription.effective_at,
             Subscription.ended_at,
+            Subscription.quantity,
+            Subscription.trial_ends_at,
+            Subscription.cycle,
         )
         .join(Plan, Plan.id == Subscription.plan_id)
         .order_by(Subscription.tenant_id, Subscription.id)
@@ -128,6 +164,24 @@ def list_subscriptions(
     if after is not None:
         statement = statement.where(tuple_(Subscription.tenant_id, Subscription.id) > tuple_(*after))
     return [ListedSubscription(*row) for row in session.execute(statement)]
+
+
+def refuse_overlap(session: Session, new: NewSubscription, *, replaces: str) -> str:
+    """The id of the plan that a subscription of a locked tenant is to go on with, instead of ``replaces``.
+
+    Raises:
+        NotFound: no plan has this key.
+        InvalidSubscription: the tenant has another subscription that bills the same.
+    """
+    plan_id = _plans(session, {new.plan_key})[new.plan_key]
+    wanted = _Held(plan_id, new.effective_at, new.ended_at)
+    metrics = _priced_metrics(session)
+    others = select(Subscription.plan_id, Subscription.effective_at, Subscription.ended_at).where(
+        Subscription.tenant_id == new.tenant_id, Subscription.id != replaces
+    )
+    for other in session.execute(others):
+        _refuse_overlap(new, wanted, _Held(*other), metrics)
+    return plan_id
 
 
 def _check_bounds(item: NewSubscription, zone: tzinfo) -> None:
@@ -142,6 +196,10 @@ def _check_bounds(item: NewSubscription, zone: tzinfo) -> None:
                 f"{name} {instant.isoformat()} is not a midnight of tenant {item.tenant_id!r} ({zone}); "
                 f"the nearest are {day.start.isoformat()} and {day.end.isoformat()}"
             )
+    if type(item.quantity) is not int or not 0 < item.quantity <= MAX_MINOR:
+        raise InvalidSubscription(
+            f"a quantity of {item.quantity!r} cannot be billed; use a whole number from 1"
+        )
     if item.ended_at is not None and item.ended_at <= item.effective_at:
         raise InvalidSubscription(f"the subscription of tenant {item.tenant_id!r} would end before it starts")
 
@@ -203,7 +261,7 @@ def _select_held(dialect: str) -> Executable:
 @cache
 def _insert(dialect: str) -> Executable:
     new: Any = _NEW.table(dialect)
-    columns = [*_NEW.columns, "quantity", "cycle", "created_at"]
+    columns = [*_NEW.columns, "created_at"]
     given = [new.c[name] for name in _NEW.columns]
-    rows = select(*given, literal(1), literal("calendar"), bindparam("created_at", type_=UtcDateTime))
+    rows = select(*given, bindparam("created_at", type_=UtcDateTime))
     return insert(_subscriptions).from_select(columns, rows)

@@ -28,9 +28,9 @@ class TenantSettings:
     """How a tenant is billed.
 
     ``timezone`` is the IANA zone whose midnights bound its days and periods; ``late_policy`` says what
-    becomes of usage that arrives after its period was invoiced; ``grace_seconds`` how long after the end of a
-    period its invoice stays a draft; ``number_series`` begins its invoice numbers; ``due_days`` is the time to
-    pay.
+    becomes of usage that arrives after its period was invoiced; ``grace_seconds`` how long after the end of
+    a period its invoice stays a draft; ``number_series`` begins its invoice numbers; ``due_days`` is the time
+    to pay.
     """
 
     timezone: str = "UTC"

@@ -49,6 +49,14 @@ class Table:
         path = (*self._path, key)
         return [Table(value, (*path, index), self._origin) for index, value in enumerate(values)]
 
+    def table(self, key: str) -> Table | None:
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.error(f"{key} must be a table, such as {key} = {{ … }}", key)
+        return Table(value, (*self._path, key), self._origin)
+
     def text(self, key: str, max_length: int) -> str | None:
         value = self.values.get(key)
         if value is None:

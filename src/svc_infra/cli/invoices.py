@@ -24,6 +24,7 @@ from svc_infra.billing.money import format_minor
 from svc_infra.billing.periods import Period, month_bounds
 from svc_infra.canonical import canonical_decimal, canonical_instant
 from svc_infra.cli.context import echo_json, json_option, open_database, run_async, settings_options
+from svc_infra.cli.invoice_acts import COMMANDS
 from svc_infra.cli.table import print_table
 from svc_infra.config import Settings
 from svc_infra.exceptions import InvalidPeriod, NotFound
@@ -53,7 +54,11 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def invoices() -> None:
-    """List, show and export invoices."""
+    """List, show and export invoices; move them on, credit them."""
+
+
+for _command in COMMANDS:
+    invoices.add_command(_command)
 
 
 @invoices.command(name="list")
@@ -190,6 +195,10 @@ def _summary(invoice: Invoice) -> dict[str, Any]:
         "period_start": canonical_instant(invoice.period_start),
         "period_end": canonical_instant(invoice.period_end),
         "total_amount": invoice.total_amount,
+        "credited_amount": invoice.credited_amount,
+        "kind": invoice.kind,
+        "issued_at": canonical_instant(invoice.issued_at) if invoice.issued_at else None,
+        "due_at": canonical_instant(invoice.due_at) if invoice.due_at else None,
     }
 
 

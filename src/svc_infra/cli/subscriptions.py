@@ -1,13 +1,16 @@
-"""``subscriptions add`` and ``list``: which tenant is on which plan."""
+"""``subscriptions add``, ``change``, ``end`` and ``list``: which tenant is on which plan."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date, datetime
+from typing import Any
 
 import click
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.periods import day_bounds, zone
+from svc_infra.billing.subscription_changes import change_subscription, end_subscription
 from svc_infra.billing.subscriptions import ListedSubscription, list_subscriptions, subscribe
 from svc_infra.billing.tenants import settings_of
 from svc_infra.canonical import canonical_instant
@@ -37,7 +40,7 @@ def day_or_instant(_ctx: click.Context, _param: click.Parameter, value: str | No
 
 @click.group()
 def subscriptions() -> None:
-    """Subscribe tenants to plans; list them."""
+    """Subscribe tenants to plans; change, end and list that."""
 
 
 @subscriptions.command()
@@ -58,17 +61,40 @@ def subscriptions() -> None:
     metavar="DATE",
     help="The day after the last one; without it there is no end.",
 )
+@click.option("--quantity", type=click.IntRange(min=1), default=1, show_default=True, help="Seats.")
+@click.option("--trial-days", type=click.IntRange(min=0), default=0, help="Days without the fixed prices.")
+@click.option("--anchor", callback=day_or_instant, metavar="DATE", help="Bill months that begin on its day.")
+@click.option("--interval", type=click.Choice(["month", "year"]), default="month", help="Of the anchor.")
 @json_option
 @settings_options
-def add(
-    settings: Settings, tenant: str, plan: str, starts_on: date, ends_on: date | None, as_json: bool
-) -> None:
+def add(settings: Settings, tenant: str, plan: str, as_json: bool, **options: Any) -> None:
     """Put TENANT on PLAN (the plan's key in the catalog) and print the subscription's id."""
-    subscription_id = run_async(_add(settings, tenant, plan, starts_on, ends_on))
-    if as_json:
-        echo_json({"id": subscription_id})
-    else:
-        click.echo(subscription_id)
+    _print_id(run_async(_call(settings, _add, tenant, plan, **options)), as_json)
+
+
+@subscriptions.command()
+@click.argument("tenant")
+@click.argument("subscription_id", metavar="ID")
+@click.option("--plan", help="The plan to go on with.")
+@click.option("--quantity", type=click.IntRange(min=1), help="The seats to go on with.")
+@click.option("--at", callback=day_or_instant, metavar="DATE", help="First day of the change; today without.")
+@click.option("--at-period-end", is_flag=True, help="When the running period ends.")
+@json_option
+@settings_options
+def change(settings: Settings, tenant: str, subscription_id: str, as_json: bool, **options: Any) -> None:
+    """Go on with another plan or quantity, and print the id of what goes on."""
+    _print_id(run_async(_call(settings, _change, tenant, subscription_id, **options)), as_json)
+
+
+@subscriptions.command()
+@click.argument("tenant")
+@click.argument("subscription_id", metavar="ID")
+@click.option("--at", callback=day_or_instant, metavar="DATE", help="The day after the last one.")
+@settings_options
+def end(settings: Settings, tenant: str, subscription_id: str, at: date | None) -> None:
+    """End a subscription, by default when its running period ends."""
+    ended_at = run_async(_call(settings, _end, tenant, subscription_id, at=at))
+    click.echo(f"ends at {canonical_instant(ended_at)}")
 
 
 @subscriptions.command(name="list")
@@ -81,24 +107,63 @@ def list_(settings: Settings, tenant: str | None, as_json: bool) -> None:
     if as_json:
         echo_json(found)
     else:
-        print_table(["id", "tenant", "plan", "from", "to"], [list(row.values()) for row in found])
+        columns = ["id", "tenant", "plan", "from", "to", "quantity", "trial to", "cycle"]
+        print_table(columns, [list(row.values()) for row in found])
 
 
-async def _add(settings: Settings, tenant: str, plan: str, starts_on: date, ends_on: date | None) -> str:
-    def add_to(session: Session) -> str:
-        effective_at = _midnight(session, tenant, starts_on)
-        ended_at = None if ends_on is None else _midnight(session, tenant, ends_on)
-        return subscribe(
-            session,
-            tenant_id=tenant,
-            plan_key=plan,
-            effective_at=effective_at,
-            ended_at=ended_at,
-            now=SystemClock().now(),
-        )
+def _add(
+    session: Session,
+    tenant: str,
+    plan: str,
+    *,
+    starts_on: date,
+    ends_on: date | None,
+    anchor: date | None,
+    **options: Any,
+) -> str:
+    return subscribe(
+        session,
+        tenant_id=tenant,
+        plan_key=plan,
+        effective_at=_midnight(session, tenant, starts_on),
+        ended_at=None if ends_on is None else _midnight(session, tenant, ends_on),
+        anchor_on=anchor.date() if isinstance(anchor, datetime) else anchor,
+        now=SystemClock().now(),
+        **options,
+    )
 
+
+def _change(
+    session: Session,
+    tenant: str,
+    subscription_id: str,
+    *,
+    plan: str | None,
+    at: date | None,
+    **options: Any,
+) -> str:
+    instant = None if at is None else _midnight(session, tenant, at)
+    now = SystemClock().now()
+    return change_subscription(
+        session, tenant, subscription_id, plan_key=plan, at=instant, now=now, **options
+    )
+
+
+def _end(session: Session, tenant: str, subscription_id: str, *, at: date | None) -> datetime:
+    ended_at = None if at is None else _midnight(session, tenant, at)
+    return end_subscription(session, tenant, subscription_id, ended_at=ended_at, now=SystemClock().now())
+
+
+async def _call(settings: Settings, act: Callable[..., Any], *args: Any, **options: Any) -> Any:
     async with open_database(settings) as session_factory, session_factory.begin() as session:
-        return await session.run_sync(add_to)
+        return await session.run_sync(act, *args, **options)
+
+
+def _print_id(subscription_id: str, as_json: bool) -> None:
+    if as_json:
+        echo_json({"id": subscription_id})
+    else:
+        click.echo(subscription_id)
 
 
 def _midnight(session: Session, tenant: str, day: date) -> datetime:
@@ -120,11 +185,14 @@ async def _list(settings: Settings, tenant: str | None) -> list[ListedSubscripti
     return found
 
 
-def _row(item: ListedSubscription) -> dict[str, str | None]:
+def _row(item: ListedSubscription) -> dict[str, str | int | None]:
     return {
         "id": item.id,
         "tenant_id": item.tenant_id,
         "plan": item.plan_key,
         "effective_at": canonical_instant(item.effective_at),
         "ended_at": None if item.ended_at is None else canonical_instant(item.ended_at),
+        "quantity": item.quantity,
+        "trial_ends_at": None if item.trial_ends_at is None else canonical_instant(item.trial_ends_at),
+        "cycle": item.cycle,
     }
