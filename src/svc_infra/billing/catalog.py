@@ -107,7 +107,7 @@ def _check_plans(root: Table, plans: tuple[PlanSpec, ...]) -> None:
 def _check_prices(root: Table, plans: tuple[PlanSpec, ...], prices: tuple[PriceSpec, ...]) -> None:
     plan_keys = [plan.key for plan in plans]
     keys_seen: dict[tuple[str | None, str, str], int] = {}
-    metrics_seen: dict[tuple[str, str], dict[str | None, int]] = {}
+    metrics_seen: dict[tuple[Any, ...], dict[str | None, int]] = {}
     for price, table in zip(prices, root.tables("prices"), strict=True):
         terms = price.terms
         if price.plan is not None and price.plan not in plan_keys:
@@ -115,7 +115,7 @@ def _check_prices(root: Table, plans: tuple[PlanSpec, ...], prices: tuple[PriceS
         name = f"price {terms.key!r} in {terms.currency} " + _scope(price.plan)
         _refuse_repeated(keys_seen, (price.plan, terms.key, terms.currency), table, name, "key")
         if terms.metric is not None:
-            in_plans = metrics_seen.setdefault((terms.metric, terms.currency), {})
+            in_plans = metrics_seen.setdefault((terms.metric, terms.currency, terms.filter), {})
             _refuse_second_price(in_plans, price, table)
             in_plans[price.plan] = table.line("metric")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from decimal import Decimal
 
+from svc_infra.billing.dimensions import DEFAULT, DimensionFilter
 from svc_infra.billing.money import normalize_currency
 from svc_infra.billing.rating import (
     PackageRounding,
@@ -17,12 +18,13 @@ from svc_infra.billing.rating import (
     parse_unit_amount,
 )
 from svc_infra.billing.toml_table import KEY_LENGTH, METRIC_LENGTH, Table
-from svc_infra.exceptions import InvalidCurrency, InvalidPrice
+from svc_infra.exceptions import InvalidCurrency, InvalidMeter, InvalidPrice
 
 _PRICE_KEYS = (
     *("key", "plan", "currency", "unit_amount", "metric", "model", "tiers", "recurring_interval", "advance"),
     *("package_size", "package_rounding", "free_units", "percent"),
     *("minimum_amount", "maximum_amount", "zero_usage_policy", "commitment", "per_event"),
+    *("filter", "group_by"),
 )
 _PER_EVENT_KEYS = ("fixed_amount", "free_events", "minimum_amount", "maximum_amount")
 _TIER_KEYS = ("up_to", "unit_amount", "percent", "flat_amount")
@@ -73,6 +75,8 @@ def read_price(table: Table) -> PriceSpec:
             is_advance=table.flag("advance"),
             is_commitment=table.flag("commitment"),
             per_event=_per_event(table),
+            filter=_filter(table),
+            group_by=_group_by(table),
         )
     except InvalidPrice as error:
         raise table.error(str(error)) from error
@@ -91,6 +95,24 @@ def _refuse_without_subscription(table: Table, terms: PriceTerms) -> None:
     for key in ("advance", "commitment"):
         if table.values.get(key):
             raise table.error(f"a price for every tenant has no {key}; put it on a plan", key)
+
+
+def _filter(price: Table) -> DimensionFilter:
+    """Which events of the metric it bills: metadata keys, each with a text or several."""
+    table = price.table("filter")
+    if table is None:
+        return DEFAULT
+    try:
+        return DimensionFilter.of(table.values)
+    except (InvalidMeter, TypeError) as error:
+        raise price.error(f"filter: {error}", "filter") from error
+
+
+def _group_by(price: Table) -> tuple[str, ...]:
+    keys = price.values.get("group_by", [])
+    if not isinstance(keys, list) or not all(isinstance(key, str) and key for key in keys):
+        raise price.error('group_by is a list of metadata keys, such as ["region"]', "group_by")
+    return tuple(keys)
 
 
 def _per_event(price: Table) -> PerEvent | None:

@@ -208,11 +208,11 @@ def _refuse_another_kind(name: str, before: PriceTerms, after: PriceTerms, line:
 
 def _refuse_second_prices(versions: Iterable[list[Price]], plan_keys: Mapping[str, str]) -> None:
     """The parser has checked the file; a price that the file no longer has may still bill a metric of it."""
-    seen: dict[tuple[str, str], dict[str | None, Price]] = {}
+    seen: dict[tuple[Any, ...], dict[str | None, Price]] = {}
     for price in (known[-1] for known in versions if known and known[-1].ended_on is None):
         if price.metric is None:
             continue
-        others = seen.setdefault((price.metric, price.currency), {})
+        others = seen.setdefault((price.metric, price.currency, price_terms(price).filter), {})
         for plan_id, other in others.items():
             if plan_id is None or price.plan_id is None or plan_id == price.plan_id:
                 raise InvalidCatalog(

@@ -18,6 +18,7 @@ from svc_infra.billing.money import check_minor
 from svc_infra.billing.periods import Period, local_day, midnight, overlap
 from svc_infra.billing.price_list import PlanPrice, PriceList
 from svc_infra.billing.rating import PriceTerms, rate, rate_events
+from svc_infra.canonical import canonical_decimal
 from svc_infra.exceptions import AmbiguousPrice
 
 FIXED, USAGE, TRUE_UP = "fixed", "usage", "true_up"
@@ -72,11 +73,15 @@ class LinePlan(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What was used of a planned line: in all, or of one ``group`` of it; ``events`` if those are priced."""
+    """What is billed of a planned line: in all, or of one ``group`` of it; ``events`` if those are priced.
+
+    ``measured`` is what the events make together, where it is not the quantity that is billed.
+    """
 
     quantity: Decimal
     group: tuple[str | None, ...] = ()
     events: tuple[Decimal, ...] | None = None
+    measured: Decimal | None = None
 
 
 class Line(NamedTuple):
@@ -173,6 +178,8 @@ def _usage_lines(plan: LinePlan, measured: Sequence[Measured], zone: tzinfo) -> 
         details: dict[str, Any] = {} if share == 1 else {"minimum_ratio": str(share)}
         if found.group:
             details["group"] = list(found.group)
+        if found.measured is not None:
+            details["measured"] = canonical_decimal(found.measured)
         lines.append(Line(plan, found.quantity, rated.amount, details or None, found.group))
     return lines
 
@@ -289,16 +296,17 @@ def _line_order(plan: LinePlan) -> tuple[int, str, Period]:
 
 
 def _refuse_second_prices(plans: Iterable[LinePlan]) -> None:
-    by_metric: dict[str, list[LinePlan]] = {}
+    by_metric: dict[tuple[str, object], list[LinePlan]] = {}
     for plan in plans:
         metric = plan.price.terms.metric
         if metric is None:
             continue
-        for other in by_metric.setdefault(metric, []):
+        key = (metric, plan.price.terms.filter)
+        for other in by_metric.setdefault(key, []):
             if overlap(plan.period, other.period):
                 at = max(plan.period, other.period).start
                 raise AmbiguousPrice(
                     f"metric {metric!r} has two prices at {at.isoformat()}: "
                     f"{other.price.terms.key!r} and {plan.price.terms.key!r}; end one of the subscriptions"
                 )
-        by_metric[metric].append(plan)
+        by_metric[key].append(plan)

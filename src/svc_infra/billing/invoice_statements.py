@@ -33,7 +33,6 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from svc_infra.billing.columns import CYCLE_LENGTH, MetricText, TenantText
 from svc_infra.billing.invoice_draft import PERIOD_KIND
 from svc_infra.db.base import Base, IdText, Quantity, UtcDateTime
-from svc_infra.db.exact import exact_sum
 from svc_infra.db.rowset import Rowset
 
 REQUESTS = Rowset(
@@ -48,14 +47,6 @@ REQUESTS = Rowset(
 TAKERS = Rowset("takers", tenant_id=TenantText, cycle=String(CYCLE_LENGTH), currency=String(3))
 NOTED = Rowset("noted", tenant_id=TenantText, since=UtcDateTime)
 BOUNDED = Rowset("bounded", tenant_id=TenantText)
-SUMS = Rowset(
-    "sums",
-    position=Integer,
-    tenant_id=TenantText,
-    metric=MetricText,
-    period_start=UtcDateTime,
-    period_end=UtcDateTime,
-)
 COUNTS = Rowset("counts", tenant_id=TenantText, series=String(40), invoices=BigInteger)
 INVOICES = Rowset(
     "new_invoices",
@@ -106,7 +97,6 @@ _invoices: Table = _tables["invoices"]
 _lines: Table = _tables["invoice_lines"]
 _counters: Table = _tables["invoice_counters"]
 _subscriptions: Table = _tables["subscriptions"]
-_aggregates: Table = _tables["usage_aggregates"]
 _pending: Table = _tables["pending_lines"]
 
 
@@ -185,23 +175,6 @@ def waiting_ids(dialect: str) -> Executable:
         waiting.currency == wanted.c.currency,
     )
     return _search(dialect, wanted, [wanted.c.tenant_id], [waiting.id], waits)
-
-
-@cache
-def usage_sums(dialect: str) -> Executable:
-    """(position, exact sum of the day totals or None) of a metric over whole days.
-
-    A sub-query per row, not a join with GROUP BY: each is one short walk through the unique index.
-    """
-    wanted, day = SUMS.table(dialect), _aggregates.c
-    total = select(exact_sum(day.total)).where(
-        day.tenant_id == wanted.c.tenant_id,
-        day.metric == wanted.c.metric,
-        day.granularity == "day",
-        day.period_start >= wanted.c.period_start,
-        day.period_start < wanted.c.period_end,
-    )
-    return select(wanted.c.position, total.correlate(wanted).scalar_subquery())
 
 
 @cache

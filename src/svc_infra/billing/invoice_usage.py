@@ -1,4 +1,4 @@
-"""What was used of the planned lines of a batch of drafts, in a few statements."""
+"""What was used of the planned lines of a batch of drafts, by the metrics' meters, in a few statements."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from decimal import Decimal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from svc_infra.billing import invoice_statements as statements
-from svc_infra.billing.invoice_draft import Draft, execute
+from svc_infra.billing.dimensions import DEFAULT, DimensionFilter
+from svc_infra.billing.invoice_draft import Draft
 from svc_infra.billing.invoice_lines import USAGE, LinePlan, Measured
-from svc_infra.billing.models import UsageEvent
+from svc_infra.billing.periods import overlap
+from svc_infra.billing.usage_dimensions import is_counted
+from svc_infra.billing.usage_models import UsageEvent
+from svc_infra.billing.usage_quantities import UsageQuantity, UsageQuery, measure_usage
 
 _MeasuredLines = dict[int, list[Measured]]
 
@@ -20,27 +23,46 @@ _MeasuredLines = dict[int, list[Measured]]
 def measure(session: Session, drafts: Sequence[Draft]) -> list[_MeasuredLines]:
     """The usage of each draft's planned usage lines, by their position in ``plans``."""
     asked: list[tuple[int, int, LinePlan]] = []
-    rows = []
+    queries = []
     for at, draft in enumerate(drafts):
+        has_filters = any(plan.price.terms.filter is not DEFAULT for plan in draft.plans)
         for position, plan in enumerate(draft.plans):
             if plan.kind == USAGE:
-                metric = plan.price.terms.metric
-                rows.append((len(asked), draft.tenant_id, metric, plan.period.start, plan.period.end))
+                queries.append(_query(draft, plan, _filters(draft, plan) if has_filters else ()))
                 asked.append((at, position, plan))
     measured: list[_MeasuredLines] = [defaultdict(list) for _ in drafts]
-    if not rows:
-        return measured
-    for position, quantity in execute(session, statements.usage_sums, statements.SUMS, rows):
-        if quantity is not None:
-            at, line, plan = asked[position]
+    answers = measure_usage(session, queries) if queries else []
+    for (at, position, plan), answer in zip(asked, answers, strict=True):
+        for found in answer:
             events = None
             if plan.price.terms.per_event is not None:
                 events = _events(session, drafts[at].tenant_id, plan)
-            measured[at][line].append(Measured(quantity, events=events))
+            measured[at][position].append(_measured(found, events))
     return measured
 
 
+def _query(draft: Draft, plan: LinePlan, filters: tuple[DimensionFilter, ...]) -> UsageQuery:
+    terms = plan.price.terms
+    return UsageQuery(draft.tenant_id, terms.metric or "", plan.period, filters, terms.filter, terms.group_by)
+
+
+def _filters(draft: Draft, plan: LinePlan) -> tuple[DimensionFilter, ...]:
+    """The filters that share the metric out at that time; none if its only price bills every event."""
+    found = {
+        other.price.terms.filter
+        for other in draft.plans
+        if other.price.terms.metric == plan.price.terms.metric and overlap(other.period, plan.period)
+    }
+    return () if found == {DEFAULT} else tuple(sorted(found, key=repr))
+
+
+def _measured(found: UsageQuantity, events: tuple[Decimal, ...] | None) -> Measured:
+    measured = None if found.measured == found.quantity else found.measured
+    return Measured(found.quantity, found.group, events, measured)
+
+
 def _events(session: Session, tenant_id: str, plan: LinePlan) -> tuple[Decimal, ...]:
+    """The single amounts, in the order in which they came to be."""
     statement = (
         select(UsageEvent.amount)
         .where(
@@ -48,6 +70,7 @@ def _events(session: Session, tenant_id: str, plan: LinePlan) -> tuple[Decimal, 
             UsageEvent.metric == plan.price.terms.metric,
             UsageEvent.at_ts >= plan.period.start,
             UsageEvent.at_ts < plan.period.end,
+            is_counted(UsageEvent),
         )
         .order_by(UsageEvent.at_ts, UsageEvent.id)
     )

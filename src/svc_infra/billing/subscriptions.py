@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import BigInteger, Date, Executable, String, Table, bindparam, insert, select, tuple_
 from sqlalchemy.orm import Session
 
+from svc_infra.billing.catalog_prices import price_terms
 from svc_infra.billing.columns import CALENDAR_CYCLE, CYCLE_LENGTH
 from svc_infra.billing.cycles import anniversary
 from svc_infra.billing.first_use import ready
@@ -205,7 +206,7 @@ def _check_bounds(item: NewSubscription, zone: tzinfo) -> None:
 
 
 def _refuse_overlap(
-    item: NewSubscription, new: _Held, other: _Held, metrics: dict[str, set[tuple[str, str]]]
+    item: NewSubscription, new: _Held, other: _Held, metrics: dict[str, set[tuple[str, str, str]]]
 ) -> None:
     starts_before = new.effective_at < (other.ended_at or _FAR_FUTURE)
     if not (starts_before and other.effective_at < (new.ended_at or _FAR_FUTURE)):
@@ -213,7 +214,7 @@ def _refuse_overlap(
     if other.plan_id == new.plan_id:
         reason = "is on this plan already"
     elif twice := metrics[new.plan_id] & metrics[other.plan_id]:
-        metric, currency = min(twice)
+        metric, currency, _ = min(twice)
         reason = f"is on another plan that prices metric {metric!r} in {currency}"
     else:
         return
@@ -231,12 +232,13 @@ def _plans(session: Session, keys: set[str]) -> dict[str, str]:
     return known
 
 
-def _priced_metrics(session: Session) -> dict[str, set[tuple[str, str]]]:
-    """Per plan: the (metric, currency) pairs that it bills."""
-    found: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    for plan_id, metric, currency in session.execute(select(Price.plan_id, Price.metric, Price.currency)):
-        if plan_id is not None and metric is not None:
-            found[plan_id].add((metric, currency))
+def _priced_metrics(session: Session) -> dict[str, set[tuple[str, str, str]]]:
+    """Per plan: the (metric, currency, filter) that it bills."""
+    found: dict[str, set[tuple[str, str, str]]] = defaultdict(set)
+    priced = select(Price).where(Price.plan_id.is_not(None), Price.metric.is_not(None))
+    for price in session.scalars(priced):
+        terms = price_terms(price)
+        found[price.plan_id or ""].add((terms.metric or "", terms.currency, repr(terms.filter.values)))
     return found
 
 

@@ -52,6 +52,11 @@ def _check_subject(terms: PriceTerms) -> None:
             f"price {terms.key!r}: recurring_interval {terms.recurring_interval!r} is not billed; "
             "use 'month' or 'year'"
         )
+    if (terms.filter.values or terms.group_by) and (terms.metric is None or terms.per_event is not None):
+        raise InvalidPrice(
+            f"price {terms.key!r}: filter and group_by divide the usage of a metric, "
+            "and a price by the event bills it whole"
+        )
     if terms.model == "fixed":
         if terms.metric is not None or terms.recurring_interval is None:
             raise InvalidPrice(

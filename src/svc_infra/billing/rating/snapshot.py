@@ -55,6 +55,10 @@ def terms_to_snapshot(terms: PriceTerms) -> dict[str, Any]:
         snapshot["package_rounding"] = terms.package_rounding.value
     if terms.per_event is not None:
         snapshot["per_event"] = _per_event_to_snapshot(terms.per_event)
+    if terms.filter.values:
+        snapshot["filter"] = terms.filter.to_snapshot()
+    if terms.group_by:
+        snapshot["group_by"] = list(terms.group_by)
     for name in ("is_advance", "is_commitment"):
         if getattr(terms, name):
             snapshot[name] = True

@@ -8,6 +8,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
+from svc_infra.billing.dimensions import DEFAULT, DimensionFilter
 from svc_infra.billing.money import normalize_currency
 from svc_infra.billing.rating.checks import check_terms
 from svc_infra.billing.rating.snapshot import (
@@ -73,6 +74,8 @@ class PriceTerms:
     ``maximum_amount`` bound what a period costs, in minor units. ``is_advance`` says that a fixed price is
     charged for the period that begins instead of the one that ended; ``is_commitment`` that its amount is
     what the other prices of the plan are to reach together, and a line makes up for what is missing.
+    ``filter`` says which of the metric's events it bills (``dimensions``), and ``group_by`` by which metadata
+    keys each combination is a line of its own.
     InvalidPrice says what does not fit together, InvalidCurrency that the currency is unknown.
     """
 
@@ -94,6 +97,8 @@ class PriceTerms:
     maximum_amount: Decimal | None = field(default=None, hash=False)
     is_advance: bool = field(default=False, hash=False)
     is_commitment: bool = field(default=False, hash=False)
+    filter: DimensionFilter = field(default=DEFAULT, hash=False)
+    group_by: tuple[str, ...] = field(default=(), hash=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "currency", normalize_currency(self.currency))
@@ -126,6 +131,10 @@ class PriceTerms:
                 known["zero_usage_policy"] = ZeroUsagePolicy(known["zero_usage_policy"])
             if "package_rounding" in known:
                 known["package_rounding"] = PackageRounding(known["package_rounding"])
+            if "filter" in known:
+                known["filter"] = DimensionFilter.of(known["filter"])
+            if "group_by" in known:
+                known["group_by"] = tuple(known["group_by"])
             if "per_event" in known:
                 known["per_event"] = _per_event(known["per_event"])
             return cls(**known)
