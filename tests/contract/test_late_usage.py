@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import pytest
 
@@ -12,6 +13,7 @@ from svc_infra.billing.invoice_closing import generate_closing_invoices, tenants
 from svc_infra.billing.invoice_states import void_invoice
 from svc_infra.billing.models import PendingLine
 from svc_infra.billing.periods import day_bounds
+from svc_infra.billing.usage import NewUsage, record_many
 from tests.contract.billing_shop import MONTHS, Sessions, Shop
 
 CATALOG = """
@@ -162,3 +164,30 @@ async def test_two_currencies_and_every_earlier_period_are_adjusted(session_fact
     for currency in ("usd", "eur"):
         lines = await shop.lines(await shop.invoice(3, currency=currency))
         assert [(line[0], line[3]) for line in lines] == [("adjustment", 5), ("adjustment", 6)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "in_the_draft", "after_it"),
+    [("carry_forward", True, True), ("grace", True, False), ("reject", False, False)],
+)
+async def test_a_policy_says_what_late_usage_is_accepted(
+    shop: Shop, policy: str, in_the_draft: bool, after_it: bool
+) -> None:
+    async def is_accepted(key: str) -> bool:
+        event = NewUsage("t", "calls", Decimal(1), IN_JANUARY, key)
+        [recorded] = await shop.call(record_many, [event], now=shop.now)
+        return bool(recorded.outcome == "inserted")
+
+    await shop.settings(late_policy=policy, grace_seconds=86400)
+    shop.now = MONTHS[1]
+    assert await is_accepted("before")
+    january = await shop.invoice(1)
+    assert await is_accepted("draft") == in_the_draft
+    await shop.finalize(january, is_early=True)
+    assert await is_accepted("after") == after_it
+    repeated = NewUsage("t", "calls", Decimal(1), IN_JANUARY, "before")
+    [again] = await shop.call(record_many, [repeated], now=shop.now)
+    assert again.outcome == "duplicate"
+    await shop.use("1", shop.now)  # what is not late is no business of it
+    billed = (await shop.stored(january)).total_amount
+    assert billed == 10 * (1 + in_the_draft)

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from sqlalchemy import DateTime, Insert, Select, String, insert, select
 from sqlalchemy.orm import Session
 
+from svc_infra.billing.late_policy import late_refusals
 from svc_infra.billing.metrics import USAGE_INGESTED
 from svc_infra.billing.models import KEY_LENGTH, MetricText, TenantText, UsageDirtyDay, UsageEvent
 from svc_infra.billing.periods import Period, day_bounds
@@ -107,10 +108,11 @@ def _refuse(
 ) -> dict[int, RecordedUsage]:
     """Keep a record of the events that are refused, and return what became of them by their place."""
     negative = {event.metric for event in events if event.amount < 0}
-    if not negative and limits == NO_LIMITS:
+    late = late_refusals(session, events, now)
+    if not negative and not late and limits == NO_LIMITS:
         return {}
     meterings = meterings_of(session, negative)
-    reasons = limits.refusals(dict(enumerate(events)), meterings, now)
+    reasons = {**late, **limits.refusals(dict(enumerate(events)), meterings, now)}
     refused = {at: RecordedUsage(new_id(), "rejected", reason) for at, reason in reasons.items()}
     if refused:
         keep_rejections(session, [(usage.id, events[at], usage.reason) for at, usage in refused.items()], now)
