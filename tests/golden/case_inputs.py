@@ -62,8 +62,8 @@ def tiers_of(inputs: Case) -> tuple[Tier, ...]:
     none = Decimal(0)
     return tuple(
         Tier(
-            up_to=None if tier["up_to"] is None else Decimal(tier["up_to"]),
-            unit_amount=none if "percent" in tier else minor(inputs | tier, "unit_price"),
+            up_to=None if tier.get("up_to") is None else Decimal(tier["up_to"]),
+            unit_amount=optional_minor({"currency": inputs["currency"]} | tier, "unit_price") or none,
             flat_amount=optional_minor({"currency": inputs["currency"]} | tier, "flat_fee") or none,
             percent=Decimal(tier["percent"]) if "percent" in tier else None,
         )

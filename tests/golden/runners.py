@@ -63,6 +63,7 @@ def per_unit(inputs: Case, expected: Case) -> None:
 
 
 def package(inputs: Case, expected: Case) -> None:
+    name = inputs.get("round") or "up"
     terms = PriceTerms(
         "package",
         inputs["currency"],
@@ -70,7 +71,7 @@ def package(inputs: Case, expected: Case) -> None:
         unit_amount=minor(inputs, "package_price"),
         metric="m",
         package_size=Decimal(inputs["package_size"]),
-        package_rounding=PackageRounding(inputs.get("round", "up")),
+        package_rounding=PackageRounding({"ceil": "up", "floor": "down"}.get(name, name)),
         free_units=Decimal(inputs.get("free_units") or 0),
     )
     rated_matches(rate(terms, Decimal(inputs["quantity"])), inputs, expected)

@@ -64,9 +64,10 @@ def catalog(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def url(database_url: str, catalog: Path) -> str:
-    run(database_url, "catalog", "apply", str(catalog))
-    return database_url
+def url(empty_database_url: str, catalog: Path) -> str:
+    run(empty_database_url, "migrate")
+    run(empty_database_url, "catalog", "apply", str(catalog))
+    return empty_database_url
 
 
 def test_an_invoice_is_finalized_credited_and_paid(url: str) -> None:
