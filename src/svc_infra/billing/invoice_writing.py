@@ -18,8 +18,9 @@ from sqlalchemy.orm import Session
 
 from svc_infra.billing import invoice_statements as statements
 from svc_infra.billing.invoice_draft import Draft, execute
-from svc_infra.billing.invoice_lines import CREDIT, UNUSED, Line, LinePlan, total_of
+from svc_infra.billing.invoice_lines import CREDIT, UNUSED, Line, LinePlan
 from svc_infra.billing.invoice_models import Invoice, InvoiceLine, PendingLine
+from svc_infra.billing.late import settle
 from svc_infra.canonical import compact_json
 from svc_infra.db.base import new_id
 from svc_infra.exceptions import AmountTooLarge
@@ -169,16 +170,16 @@ def _settle(draft: Draft, now: datetime) -> PendingLine | None:
     Returns the line that waits for that invoice. The one on this invoice mirrors it, so its total is 0.
     """
     try:
-        draft.total = total_of([*(line.amount for line in draft.lines), *(p.amount for p in draft.pending)])
+        due, credit = settle([*(line.amount for line in draft.lines), *(p.amount for p in draft.pending)])
     except AmountTooLarge as error:
         draft.error = AmountTooLarge(f"{draft}: {error}")
         return None
-    if draft.total >= 0:
+    draft.total = due
+    if not credit:
         return None
-    here, carried = _credit(draft, -draft.total, now), _credit(draft, draft.total, now)
+    here, carried = _credit(draft, credit, now), _credit(draft, -credit, now)
     here.description = "credit carried to the next invoice"
     draft.pending.append(here)
-    draft.total = 0
     return carried
 
 

@@ -42,11 +42,15 @@ __all__ = ["InvoiceRequest", "InvoiceResult", "finalize_invoices", "generate_inv
 
 @dataclass(frozen=True, slots=True)
 class InvoiceResult:
-    """The invoice of a request, made now (``is_new``) or before, or the error that refused it."""
+    """The invoice of a request, made now (``is_new``) or before, or the error that refused it.
+
+    ``is_issued`` says that this call gave it its number: what is mirrored elsewhere is mirrored then.
+    """
 
     invoice_id: str | None
     is_new: bool
     error: SvcInfraError | None = None
+    is_issued: bool = False
 
 
 def generate_invoices(
@@ -118,7 +122,8 @@ def _finalized(
     key: tuple[str, str], draft: Draft | None, row: Invoice | None, kept: dict[int, str | None]
 ) -> InvoiceResult:
     if draft is not None:
-        return InvoiceResult(kept.get(id(draft), draft.invoice_id), draft.is_new, draft.error)
+        invoice_id = kept.get(id(draft), draft.invoice_id)
+        return InvoiceResult(invoice_id, draft.is_new, draft.error, draft.is_issued)
     if row is None:
         return InvoiceResult(None, False, NotFound(f"tenant {key[0]!r} has no invoice {key[1]!r}"))
     return InvoiceResult(key[1], False)
@@ -158,7 +163,8 @@ def _results(outcomes: Iterable[Draft | SvcInfraError]) -> list[InvoiceResult]:
     results = []
     for outcome in outcomes:
         if isinstance(outcome, Draft):
-            results.append(InvoiceResult(outcome.invoice_id, outcome.is_new, outcome.error))
+            is_issued = outcome.is_new and outcome.is_issued
+            results.append(InvoiceResult(outcome.invoice_id, outcome.is_new, outcome.error, is_issued))
             outcome.is_new = False  # a second request for the same period finds what the first has made
         else:
             results.append(InvoiceResult(None, False, outcome))
