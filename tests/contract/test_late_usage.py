@@ -7,13 +7,16 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
+from sqlalchemy import delete, text
 
 from svc_infra.billing.aggregation import DayKey, recompute
 from svc_infra.billing.invoice_closing import generate_closing_invoices, tenants_without_next_invoice
 from svc_infra.billing.invoice_states import void_invoice
-from svc_infra.billing.models import PendingLine
+from svc_infra.billing.invoicing import InvoiceRequest, generate_invoices
+from svc_infra.billing.models import PendingLine, Subscription
 from svc_infra.billing.periods import day_bounds
 from svc_infra.billing.usage import NewUsage, record_many
+from svc_infra.exceptions import AmbiguousPrice
 from tests.contract.billing_shop import MONTHS, Sessions, Shop
 
 CATALOG = """
@@ -191,3 +194,23 @@ async def test_a_policy_says_what_late_usage_is_accepted(
     await shop.use("1", shop.now)  # what is not late is no business of it
     billed = (await shop.stored(january)).total_amount
     assert billed == 10 * (1 + in_the_draft)
+
+
+async def test_an_invoice_that_cannot_be_rated_again_holds_up_its_tenant_alone(shop: Shop) -> None:
+    shop.now = MONTHS[1]
+    await shop.invoice(1)
+    second = '[[plans]]\nkey = "q"\n' + CATALOG[CATALOG.index("[[prices]]") :].replace('"p"', '"q"')
+    await shop.apply(CATALOG + second)
+    await shop.subscribe("q", tenant_id="other")
+    await shop.use("5", IN_JANUARY)
+    shop.now = MONTHS[2]
+    async with shop.session_factory() as session, session.begin():
+        # Behind the back of subscribe(), which would refuse it.
+        await session.execute(text("UPDATE subscriptions SET tenant_id = 't' WHERE tenant_id = 'other'"))
+    requests = [InvoiceRequest(tenant, MONTHS[1], MONTHS[2], "usd") for tenant in ("t", "u")]
+    first, other = await shop.call(generate_invoices, requests, now=shop.now)
+    assert isinstance(first.error, AmbiguousPrice)
+    assert other.is_new
+    async with shop.session_factory() as session, session.begin():
+        await session.execute(delete(Subscription).where(Subscription.created_at == MONTHS[1]))
+    assert await shop.lines(await shop.invoice(2)) == [("adjustment", "calls, late usage", 5, 50)]

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from datetime import date, datetime
 
-from sqlalchemy import ColumnElement, exists, or_, select
+from sqlalchemy import ColumnElement, exists, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.cycles import parse_cycle
@@ -51,11 +51,12 @@ def generate_closing_invoices(session: Session, tenant_ids: Iterable[str], *, no
     tenants = {key: tenant for key, tenant in locked.items() if tenant.parked_at is None}
     if not tenants:
         return []
-    settle_late_usage(session, tenants, now, now=now)
-    drafts = _drafts(session, tenants, now)
+    failed = settle_late_usage(session, tenants, now, now=now)
+    drafts = _drafts(session, {key: tenant for key, tenant in tenants.items() if key not in failed}, now)
     write(session, drafts, now)
-    ids = [draft.invoice_id for draft in drafts if draft.error is None]
-    return list(session.scalars(select(Invoice).where(Invoice.id.in_(ids)).order_by(Invoice.id)))
+    keys = [(draft.tenant_id, draft.invoice_id) for draft in drafts if draft.error is None]
+    made = select(Invoice).where(tuple_(Invoice.tenant_id, Invoice.id).in_(keys))
+    return list(session.scalars(made.order_by(Invoice.id)))
 
 
 def _drafts(session: Session, tenants: dict[str, LockedTenant], now: datetime) -> list[Draft]:

@@ -30,8 +30,9 @@ from svc_infra.billing.periods import Period, month_bounds
 from svc_infra.billing.price_list import PlanPrice
 from svc_infra.billing.rating import PriceTerms
 from svc_infra.billing.tenant_lock import LockedTenant
-from svc_infra.billing.usage_changes import Note, note_of, take_notes
+from svc_infra.billing.usage_changes import Note, note_of, put_notes, take_notes
 from svc_infra.db.base import new_id
+from svc_infra.exceptions import SvcInfraError
 
 # Wider than any zone is from UTC: a note names a month of UTC, an invoice a period of its tenant's zone.
 _ZONES = timedelta(hours=15)
@@ -57,24 +58,28 @@ class _Issued:
 
 def settle_late_usage(
     session: Session, tenants: dict[str, LockedTenant], until: datetime, *, now: datetime
-) -> None:
+) -> dict[str, SvcInfraError]:
     """Count all usage of locked tenants before ``until``, and make pending lines of what it changes.
 
-    An invoice that cannot be rated again (it became ambiguous, too large) keeps its note and is left alone.
+    Returns the tenants of whom an earlier invoice cannot be rated again (a price became ambiguous, an amount
+    too large), and why. Nothing is settled of them, and their notes stay.
     """
     counted = consume_marks_of(session, tenants, Period(_EARLIEST, until), now=now, leaves_notes=False)
     notes = take_notes(session, tenants) | {note_of(day.key) for day in counted}
     issued = _issued_of(session, notes, tenants)
     if not issued:
-        return
+        return {}
     plan(session, [each.draft for each in issued])
     _read_billed(session, issued)
     rate_drafts(session, [each.draft for each in issued], issued=[each.stands for each in issued])
+    failed = {each.draft.tenant_id: each.draft.error for each in issued if each.draft.error is not None}
     for each in issued:
-        if each.draft.error is not None:
-            raise each.draft.error
-        session.add_all(_differences(each, now))
+        if each.draft.tenant_id not in failed:
+            session.add_all(_differences(each, now))
     session.flush()
+    if failed:
+        put_notes(session.connection(), [note for note in notes if note.tenant_id in failed])
+    return failed
 
 
 def _issued_of(session: Session, notes: Iterable[Note], tenants: dict[str, LockedTenant]) -> list[_Issued]:

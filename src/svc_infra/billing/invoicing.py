@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
 from svc_infra.billing import invoice_statements as statements
@@ -153,8 +153,10 @@ def _rate(
     if not drafts:
         return
     concerned = {draft.tenant_id: tenants[draft.tenant_id] for draft in drafts}
-    settle_late_usage(session, concerned, max(draft.period.end for draft in drafts), now=now)
+    failed = settle_late_usage(session, concerned, max(draft.period.end for draft in drafts), now=now)
     plan(session, drafts)
+    for draft in drafts:
+        draft.error = draft.error or failed.get(draft.tenant_id)
     rate_drafts(session, [draft for draft in drafts if draft.error is None])
     park_runaways(session, [draft for draft in drafts if draft.error is None], bound, now=now)
 
@@ -206,8 +208,8 @@ def _refuse_parked(drafts: Iterable[Draft]) -> None:
 
 
 def _stored(session: Session, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Invoice]:
-    ids = sorted({invoice_id for _, invoice_id in wanted})
-    rows = select(Invoice).where(Invoice.id.in_(ids)).execution_options(populate_existing=True)
+    key = tuple_(Invoice.tenant_id, Invoice.id)
+    rows = select(Invoice).where(key.in_(sorted(set(wanted)))).execution_options(populate_existing=True)
     return {(row.tenant_id, row.id): row for row in session.scalars(rows)}
 
 

@@ -51,9 +51,13 @@ def leave_notes(connection: Connection, keys: Iterable[Any]) -> None:
 
     It waits for an invoicing that is consuming the same note, and is then a note of its own.
     """
+    put_notes(connection, {note_of(key) for key in keys})
+
+
+def put_notes(connection: Connection, notes: Iterable[Note]) -> None:
+    """Leave notes, or leave them again, in key order."""
     dialect = connection.dialect.name
-    rows = sorted({note_of(key) for key in keys})
-    connection.execute(_leave(dialect), _NOTES.parameters(dialect, [(*row[:2], row[2]) for row in rows]))
+    connection.execute(_leave(dialect), _NOTES.parameters(dialect, sorted(set(notes))))
 
 
 def take_notes(session: Session, tenant_ids: Iterable[str]) -> set[Note]:
