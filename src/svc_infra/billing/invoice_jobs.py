@@ -14,6 +14,7 @@ from svc_infra.billing.invoice_models import Invoice
 from svc_infra.billing.invoicing import finalize_invoices
 from svc_infra.billing.job_outcomes import INVOICE_CREATED, Publisher, parsed, refusal
 from svc_infra.billing.metrics import INVOICES_GENERATED
+from svc_infra.billing.provider import enqueue_sync
 from svc_infra.billing.schemas import BillLateUsage, FinalizeInvoice, InvoiceCreated
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.db.after_commit import call_after_commit
@@ -69,6 +70,9 @@ def _finalize(
     for job_id, result in zip(payloads, results, strict=True):
         if result.error is not None:
             outcomes[job_id] = refusal(result.error)
+    if has_provider:
+        issued = [key for key, result in zip(wanted, results, strict=True) if result.is_issued]
+        enqueue_sync(session, issued, now=now)
     return outcomes
 
 
@@ -78,6 +82,8 @@ def _bill_late_usage(
     payloads, outcomes = parsed(jobs, BillLateUsage)
     made = generate_closing_invoices(session, {each.tenant_id for each in payloads.values()}, now=now)
     webhooks.publish_many(session, list(_publications(made, now)))
+    if has_provider:
+        enqueue_sync(session, [(invoice.tenant_id, invoice.id) for invoice in made], now=now)
     if made:
         call_after_commit(session, lambda: INVOICES_GENERATED.inc(len(made)))
     return outcomes

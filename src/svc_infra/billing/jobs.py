@@ -166,16 +166,18 @@ def _generate_monthly_invoice(
     ]
     failpoints.reached("handler_before_writes")
     created = []
+    issued: list[tuple[str, str]] = []
     results = generate_invoices(session, requests, now=now, bound=bound)
     for job_id, request, result in zip(payloads, requests, results, strict=True):
         if result.error is not None:
             outcomes[job_id] = refusal(result.error)
         elif result.is_new and result.invoice_id is not None:
             created.append(_created(request, result.invoice_id, now))
+            # A draft is mirrored when it is finalized.
+            issued += [(request.tenant_id, result.invoice_id)] if result.is_issued else []
     webhooks.publish_many(session, created)
     if has_provider:
-        mirrored = [(each.payload["tenant_id"], each.payload["invoice_id"]) for each in created]
-        enqueue_sync(session, mirrored, now=now)
+        enqueue_sync(session, issued, now=now)
     failpoints.reached("handler_after_writes")
     if created:
         call_after_commit(session, lambda: INVOICES_GENERATED.inc(len(created)))
