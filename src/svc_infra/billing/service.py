@@ -113,7 +113,7 @@ class BillingService:
             raise NotFound(f"tenant {self.tenant_id!r} has no invoice of this period")
         if result.is_new:
             call_after_commit(self.session, INVOICES_GENERATED.inc)
-            if self._provider_sync is not None:
+            if self._provider_sync is not None and result.is_issued:
                 sync_after_commit(self.session, self.tenant_id, result.invoice_id, self._provider_sync)
         return result.invoice_id
 

@@ -16,6 +16,7 @@ from svc_infra.billing.invoice_states import mark_paid, mark_uncollectible, void
 from svc_infra.billing.invoicing import finalize_invoices
 from svc_infra.billing.models import CreditNote, Invoice, PendingLine
 from svc_infra.billing.money import format_minor
+from svc_infra.billing.provider import enqueue_sync
 from svc_infra.canonical import canonical_decimal, canonical_instant
 from svc_infra.cli.context import echo_json, json_option, open_database, run_async, settings_options
 from svc_infra.cli.table import print_table
@@ -37,6 +38,8 @@ def finalize(settings: Settings, invoice_id: str) -> None:
         [result] = finalize_invoices(session, [(tenant_id, invoice_id)], now=now, is_early=True)
         if result.error is not None:
             raise result.error
+        if result.is_issued and settings.billing.provider != "none":
+            enqueue_sync(session, [(tenant_id, invoice_id)], now=now)
         return session.get_one(Invoice, (tenant_id, invoice_id), populate_existing=True)
 
     _say(_act(settings, invoice_id, act))
