@@ -1,6 +1,6 @@
 """The invoicing rows of ``bench/billing.py``: invoices from daily aggregates, and the rating function alone.
 
-    python bench/_billing_invoices.py [--tenants 10000] [--json] [--quick]
+    python bench/billing.py --only invoices,rating
 
 Every tenant has one subscription with three usage prices and a total for each day of a month and metric, as
 the daily aggregation leaves them. All jobs are enqueued before the worker starts; the time is from its start
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import statistics
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 
-from _common import KINDS, Measure, arguments, check_equal, databases, median_of, note, report
+from _common import KINDS, Bench, Measure, check_equal, median_of, note
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
@@ -34,7 +35,6 @@ from svc_infra.db.session import make_engine
 from svc_infra.jobs.job import JobRequest, JobState
 from svc_infra.jobs.models import JobRow
 from svc_infra.jobs.sql import insert_jobs
-from svc_infra.logs import configure_logging
 from svc_infra.runtime import Runtime
 from svc_infra.webhooks.transport import HttpSender
 
@@ -103,35 +103,22 @@ _NOTES = (
 _MONTH = {"postgresql": "date '2025-01-01'", "sqlite": "'2025-01-01'"}
 
 
-def main() -> None:
-    parser = arguments("invoices and rated lines a second")
-    parser.add_argument("--tenants", type=int, default=10_000)
-    options = parser.parse_args()
-    configure_logging("warning")
-    report(measures(options.tenants, runs=options.runs or 5, is_quick=options.quick), as_json=options.json)
-
-
-def measures(tenants: int, *, runs: int, is_quick: bool) -> list[Measure]:
-    """The rows; ``is_quick`` takes fewer tenants and runs."""
-    found = [rating_measure(runs)]
-    tenants, runs = (min(tenants, 3_000), 1) if is_quick else (tenants, runs)
-    with databases() as fresh:
-        for kind in KINDS:
-            rates = sorted(asyncio.run(_invoices(fresh(kind), tenants)) for _ in range(runs))
-            found.append(
-                Measure(
-                    f"invoices_from_daily_aggregates_{kind}",
-                    "invoices/s",
-                    rates[len(rates) // 2],
-                    target=TARGET_INVOICES if kind == "postgresql" else None,
-                )
-            )
+def invoices(bench: Bench) -> list[Measure]:
+    """Invoices a second in one process, and the most memory that was held."""
+    tenants = 3_000 if bench.is_quick else 10_000
+    found = []
+    for kind in KINDS:
+        rate_ = statistics.median(
+            asyncio.run(_invoices(bench.fresh(kind), tenants)) for _ in range(bench.runs)
+        )
+        target = TARGET_INVOICES if kind == "postgresql" else None
+        found.append(Measure(f"invoices_{kind}", "invoices/s", rate_, target=target))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     found.append(Measure("invoices_peak_memory", "MB", peak, better="lower"))
     return found
 
 
-def rating_measure(runs: int) -> Measure:
+def rating(bench: Bench) -> list[Measure]:
     """``rate`` alone, over prices of three models and quantities that differ."""
     tiers = (Tier(Decimal(100), Decimal(0)), Tier(Decimal(1000), Decimal("1.25")), Tier(None, Decimal("0.9")))
     prices = [
@@ -151,7 +138,7 @@ def rating_measure(runs: int) -> Measure:
         assert total > 0
         return len(prices) * len(quantities) / seconds
 
-    return Measure("rating_function", "lines/s", median_of(runs, once), target=TARGET_LINES)
+    return [Measure("rating_function", "lines/s", median_of(bench.runs, once), target=TARGET_LINES)]
 
 
 async def _invoices(url: str, count: int) -> float:
@@ -211,7 +198,3 @@ async def _check(engine: AsyncEngine, count: int) -> None:
         check_equal("completed jobs", await rows(JobRow, done), count)
         # 224.75 of each: 124.75 x 1.25, a tenth of a cent, 23 packages of 9 dollars.
         check_equal("total", await session.scalar(select(func.sum(Invoice.total_amount))), count * 20_856)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import _billing_invoices
 import _billing_usage
 from _common import Bench, Measure, arguments, databases, report
 
@@ -22,6 +23,8 @@ GROUPS: dict[str, Callable[[Bench], list[Measure]]] = {
     "aggregate": _billing_usage.aggregate,
     "incremental": _billing_usage.incremental,
     "import": _billing_usage.imports,
+    "invoices": _billing_invoices.invoices,
+    "rating": _billing_invoices.rating,
 }
 
 
