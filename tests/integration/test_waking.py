@@ -158,6 +158,22 @@ async def test_without_listening_polling_alone_is_correct(
     await running
 
 
+@pytest.mark.sqlite_only
+async def test_a_file_that_cannot_be_watched_is_looked_at_again_and_again(
+    session_factory: Sessions, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("svc_infra.db.file_watch._watch", lambda folder: None)
+    stop, woken = asyncio.Event(), asyncio.Event()
+    waiting = asyncio.create_task(WakeUp(SqlJobQueue(session_factory).url, woken.set).run(stop))
+    await asyncio.wait_for(woken.wait(), 20)  # the first look
+    woken.clear()
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", ELSEWHERE, database_url)
+    assert await process.wait() == 0
+    await asyncio.wait_for(woken.wait(), 20)
+    stop.set()
+    await waiting
+
+
 async def test_a_rolled_back_enqueue_wakes_nobody(session_factory: Sessions) -> None:
     queue, stop, woken = SqlJobQueue(session_factory), asyncio.Event(), asyncio.Event()
     waiting = asyncio.create_task(WakeUp(queue.url, woken.set).run(stop, is_listening=False))

@@ -2,7 +2,8 @@
 
 - In the same process, and on PostgreSQL from others: by a ``commit_notice``. LISTEN needs a connection of its
   own and does not work behind a pooler in transaction mode.
-- On SQLite: ``PRAGMA data_version`` changes when another connection has committed. It is asked every 20 ms.
+- On SQLite: ``PRAGMA data_version`` changes when another connection has committed. It is asked soon after the
+  file was written, as the system tells, and five times a second where it does not.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy.engine import URL
@@ -17,11 +19,14 @@ from sqlalchemy.orm import Session
 
 from svc_infra.db import commit_notice
 from svc_infra.db.commit_notice import DEBOUNCE_SECONDS, add_waker, remove_waker
+from svc_infra.db.file_watch import LOOK_SECONDS, watched
 from svc_infra.db.session import make_engine
 from svc_infra.jobs.loop import run_loop, wait_any
 
 JOBS_CHANNEL = "svc_infra_jobs"
 _RECONNECT_SECONDS = 300.0
+# One commit is several writes.
+_LOOK_AFTER_SECONDS = 0.005
 
 
 def announce(session: Session) -> None:
@@ -81,22 +86,45 @@ class WakeUp:
         return False
 
     async def _watch_file(self, stop: asyncio.Event) -> None:
+        """Look at the file's version soon after it was written, and wake where somebody has committed."""
         connection = sqlite3.connect(str(self._url.database), timeout=0, isolation_level=None)
+        loop, seen = asyncio.get_running_loop(), -1
+        next_look: asyncio.TimerHandle | None = None
+
+        def look_soon() -> None:
+            nonlocal next_look
+            if next_look is None:
+                next_look = loop.call_later(_LOOK_AFTER_SECONDS, look)
+
+        def look() -> None:
+            nonlocal next_look, seen
+            next_look = None
+            version = _data_version(connection)
+            if version is None:  # somebody is writing: the commit may come without another write
+                look_soon()
+            elif version != seen:
+                seen = version
+                self._wake()
+
         try:
-            seen: int | None = None
-            while not stop.is_set():
-                version = _data_version(connection)
-                if version is not None and version != seen:
-                    seen = version
-                    self._wake()
-                await wait_any(stop, timeout_seconds=DEBOUNCE_SECONDS)
+            with watched(_file_of(connection), look_soon) as is_watched:
+                look()
+                seconds = _RECONNECT_SECONDS if is_watched else LOOK_SECONDS
+                while not await wait_any(stop, timeout_seconds=seconds):
+                    look()
         finally:
+            if next_look is not None:
+                next_look.cancel()
             connection.close()
+
+
+def _file_of(connection: sqlite3.Connection) -> Path:
+    return Path(connection.execute("PRAGMA database_list").fetchone()[2])
 
 
 def _data_version(connection: sqlite3.Connection) -> int | None:
     try:
         (version,) = connection.execute("PRAGMA data_version").fetchone()
-    except sqlite3.OperationalError:  # somebody is writing: it will have changed at the next look
+    except sqlite3.OperationalError:
         return None
     return int(version)
