@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, TypeAlias
 
+from pydantic_core import from_json
+
 from svc_infra.exceptions import InvalidPayload
 
 JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | int | float | bool | None"
@@ -21,6 +23,8 @@ _MAX_DECIMAL_PLACES = 1_000
 _MAX_INTEGER_BITS = 4_096
 _MAX_DEPTH = 64
 _STORABLE = re.compile(r"[^\x00\ud800-\udfff]*")
+_SMALL_INTEGER = 2**62
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def canonical_decimal(value: Decimal) -> str:
@@ -71,7 +75,15 @@ def plain_json(value: Any, *, floats_allowed: bool, path: str = "payload") -> Js
 
 def compact_json(plain: JsonValue) -> str:
     """Return the JSON text of ``plain`` without spaces, in the order of its keys, non-ASCII as it is."""
-    return json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _ENCODER.encode(plain)
+
+
+def read_json(text: str) -> Any:
+    """Return the data of JSON text that ``compact_json`` or a database has written."""
+    try:
+        return from_json(text, allow_inf_nan=False)
+    except ValueError:  # what only the standard library reads, such as a lone surrogate
+        return json.loads(text)
 
 
 def is_storable(text: str) -> bool:
@@ -99,12 +111,22 @@ def _plain(value: Any, path: str, floats_allowed: bool, depth: int) -> JsonValue
         raise InvalidPayload(f"{path}: nested deeper than {_MAX_DEPTH} levels")
     if isinstance(value, dict):
         return {
-            _checked_key(key, path): _plain(item, f"{path}.{key}", floats_allowed, depth + 1)
+            # Most are simple, and the path of an item costs more than a look at it.
+            _checked_key(key, path): item
+            if _is_simple(item)
+            else _plain(item, f"{path}.{key}", floats_allowed, depth + 1)
             for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):
         return [_plain(item, f"{path}[{i}]", floats_allowed, depth + 1) for i, item in enumerate(value)]
     raise InvalidPayload(f"{path}: a {type(value).__name__} has no JSON form; pass a string or a number")
+
+
+def _is_simple(value: Any) -> bool:
+    kind = type(value)
+    if kind is str:
+        return value.isascii() and "\x00" not in value
+    return (kind is int and -_SMALL_INTEGER < value < _SMALL_INTEGER) or value is None or kind is bool
 
 
 def _checked_text(text: str, path: str) -> str:

@@ -15,7 +15,7 @@ from svc_infra.clock import FixedClock
 from svc_infra.exceptions import NotInTransaction
 from svc_infra.jobs import InMemoryJobQueue, JobRequest, JobState, SqlJobQueue
 from svc_infra.jobs.rows import complete_jobs
-from svc_infra.jobs.statements import claim_by
+from svc_infra.jobs.statements import ClaimFilters, claim_by
 from tests.contract.queue_contract import EXPIRED, NOW, QueueContract, Sessions, clock, state_of
 
 __all__ = ["clock"]  # a fixture of the contract
@@ -67,8 +67,14 @@ class TestSqlQueue(QueueContract):
         assert {(job.tenant_id, job.max_attempts) for job in claimed} == {("t", 3)}
         assert [job.id for job in await queue.claim(9, now=NOW + timedelta(hours=1))] == ids[-1:]
 
+    @pytest.mark.parametrize("has_start", [False, True])
     async def test_the_claim_uses_the_index_of_due_jobs(
-        self, queue: SqlJobQueue, session_factory: Sessions, engine: AsyncEngine, target: str
+        self,
+        queue: SqlJobQueue,
+        session_factory: Sessions,
+        engine: AsyncEngine,
+        target: str,
+        has_start: bool,
     ) -> None:
         async with session_factory() as session:
             await queue.enqueue_many(session, [JobRequest("n") for _ in range(2_000)])
@@ -84,8 +90,12 @@ class TestSqlQueue(QueueContract):
                 await connection.execute(text("SET plan_cache_mode = force_generic_plan"))
             event.listen(connection.sync_connection, "before_cursor_execute", explained, retval=True)
             parameters = {"limit": 9, "now": NOW, "lease_id": "x", "lease_seconds": 9.0, "names": ["n"]}
-            result = await connection.execute(claim_by(True, False), parameters)
+            if has_start:
+                parameters |= {"start_priority": 0, "start_run_at": NOW, "start_id": "x"}
+            result = await connection.execute(claim_by(ClaimFilters(True, False), has_start), parameters)
             plan = str(result.cursor.fetchall())
+            if has_start:
+                assert re.search(r"Index Cond: \(\(ROW\(|\(priority,run_at,id\)>", plan), plan
         assert "ix_jobs_available" in plan
         assert "Seq Scan on jobs" not in plan
         assert not re.search(r"SCAN (jobs|head)(?! USING INDEX ix_jobs_available)", plan), plan

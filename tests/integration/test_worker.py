@@ -275,11 +275,14 @@ async def test_jobs_of_an_attempt_that_found_no_database_are_given_back(
         def __init__(self, worker_stats: Any) -> None:
             self.stats = worker_stats
 
-        async def run(self, jobs: Sequence[Job]) -> None:
+        async def run(self, jobs: Sequence[Job], *, slot: object) -> None:
             attempts.append([job.attempt for job in jobs])
             if len(attempts) == 1:
                 raise ConnectionRefusedError
             stop.set()
+
+        async def settle(self) -> None:
+            pass
 
     handlers.add_plain("n", _nothing)
     await enqueue(queue, session_factory, "n")

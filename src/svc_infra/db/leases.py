@@ -14,7 +14,6 @@ from typing import Any
 from sqlalchemy import (
     CTE,
     Boolean,
-    Column,
     Float,
     Integer,
     Select,
@@ -119,7 +118,7 @@ def claim_statement(
     candidates: Select[Any],
     *,
     running: str,
-    columns: Sequence[Column[Any]] | None = None,
+    columns: Sequence[ColumnElement[Any]] | None = None,
     choose: Callable[[CTE], Select[Any]] | None = None,
     also: Mapping[str, ColumnElement[Any]] | None = None,
 ) -> Update:
@@ -173,11 +172,17 @@ def extend_statement(table: Table, dialect: str, *, running: str) -> Update:
     )
 
 
-def expired(table: Table, *, running: str, limit: int | ColumnElement[int]) -> Select[Any]:
-    """Select the ids of rows whose lease has run out and that nobody is finishing at this moment."""
+def expired(
+    table: Table, *, running: str, limit: int | ColumnElement[int], since: ColumnElement[Any] | None = None
+) -> Select[Any]:
+    """Select the ids of rows whose lease has run out and that nobody is finishing at this moment.
+
+    ``since`` leaves out those that ran out more than so many seconds ago.
+    """
+    is_recent = [] if since is None else [table.c.lease_until >= wall_time(-since)]
     return (
         select(table.c.id)
-        .where(in_state(table, running), table.c.lease_until < wall_time())
+        .where(in_state(table, running), table.c.lease_until < wall_time(), *is_recent)
         .order_by(table.c.lease_until)
         .limit(limit)
         .with_for_update(skip_locked=True, of=table)

@@ -104,7 +104,7 @@ async def attempt(
         reached("handler_after_writes")
         others = [
             Finish(job, transition(registration.policy, job, outcome, now, rng))
-            for job in held
+            for job in (held if outcomes else ())
             if not isinstance(outcome := outcomes.get(job.id), Complete | None)
         ]
         if is_fenced and others:
@@ -130,9 +130,10 @@ async def _opened(session_factory: Callable[[], AsyncSession]) -> AsyncIterator[
 
 def transition(policy: RetryPolicy, job: Job, ending: Ending, now: datetime, rng: Random) -> Transition:
     """Decide what becomes of ``job``, under the attempts that its request or else its policy allows."""
-    return decide(
-        replace(job, max_attempts=attempts_allowed(policy, job)), ending, now=now, policy=policy, rng=rng
-    )
+    allowed = attempts_allowed(policy, job)
+    if allowed != job.max_attempts:
+        job = replace(job, max_attempts=allowed)
+    return decide(job, ending, now=now, policy=policy, rng=rng)
 
 
 def attempts_allowed(policy: RetryPolicy, job: Job) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from itertools import repeat
 from typing import NamedTuple
 
 from sqlalchemy import event, update
@@ -21,6 +22,7 @@ from svc_infra.jobs.insert_statements import (
     existing_statement,
     insert_full_statement,
     insert_statement,
+    new_jobs,
 )
 from svc_infra.jobs.job import DEFAULT_MAX_ATTEMPTS, Job, JobRequest, JobState, is_plain
 from svc_infra.jobs.models import JobRow
@@ -52,9 +54,24 @@ def insert_jobs(session: Session, requests: Sequence[JobRequest], *, now: dateti
         return []
     announce(session)
     ids = [new_id() for _ in requests]
-    rows = [_row(job_id, request, now) for job_id, request in zip(ids, requests, strict=True)]
+    columns = dict(
+        zip(
+            NEW_JOBS.columns,
+            zip(*map(_row, ids, requests, repeat(now)), strict=True),
+            strict=True,
+        )
+    )
+    # What is the same in all rows is sent once: a row is half as dear where only its payload is its own.
+    same = {
+        name: values[0]
+        for name, values in columns.items()
+        if name != "id" and values.count(values[0]) == len(values)
+    }
+    varying = tuple(name for name in columns if name not in same)
+    rows = zip(*(columns[name] for name in varying), strict=True)
     dialect = dialect_of(session)
-    session.execute(insert_statement(dialect), {**NEW_JOBS.parameters(dialect, rows), "now": now})
+    parameters = new_jobs(varying).parameters(dialect, rows)
+    session.execute(insert_statement(dialect, varying), {**parameters, **same, "now": now})
     return ids
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from random import Random
 from typing import TypeVar
@@ -15,6 +16,7 @@ from svc_infra.clock import Clock
 from svc_infra.db.transient import is_transient
 from svc_infra.exceptions import LeaseLost, NotInTransaction, UnknownJob
 from svc_infra.jobs.attempt import Attempted, Boundary, attempt, attempts_allowed, transition
+from svc_infra.jobs.completions import Completions
 from svc_infra.jobs.handlers import (
     DEFAULT_TIMEOUT_SECONDS,
     HandlerKind,
@@ -62,24 +64,35 @@ class Executor:
         self.stats = stats if stats is not None else Stats()
         self._rng = rng or Random()
         self._repeat_delays_seconds = repeat_delays_seconds
+        self._completions = Completions(self._write)
 
-    async def run(self, jobs: Sequence[Job]) -> None:
+    async def run(
+        self, jobs: Sequence[Job], *, slot: AbstractAsyncContextManager[object] | None = None
+    ) -> None:
         """Run jobs of one name that the queue has leased, each until its transition is written.
+
+        ``slot`` is held while a transaction is open or, for plain handlers, while one runs.
 
         Raises:
             Exception: the database stayed away; nothing more was written, and the leases will be rescued.
             UnknownJob: no handler has the name.
         """
-        registration = self._handlers[jobs[0].name]
+        registration, slot = self._handlers[jobs[0].name], slot or nullcontext()
         runnable = await self._discard_worn_out(registration, jobs)
-        if registration.kind is HandlerKind.BATCH and runnable:
-            await self._run_together(registration, runnable)
-        elif registration.kind is HandlerKind.JOB:
+        if registration.kind is HandlerKind.PLAIN:
             for job in runnable:
-                await self._run_together(registration, [job])
-        else:
-            for job in runnable:
-                await self._run_plain(registration, job)
+                await self._run_plain(registration, job, slot)
+            return
+        async with slot:
+            if registration.kind is HandlerKind.BATCH and runnable:
+                await self._run_together(registration, runnable)
+            elif registration.kind is HandlerKind.JOB:
+                for job in runnable:
+                    await self._run_together(registration, [job])
+
+    async def settle(self) -> None:
+        """Wait until no finish is being written any more, for jobs whose run was cancelled too."""
+        await self._completions.settle()
 
     async def _run_together(self, registration: Registration, jobs: Sequence[Job]) -> None:
         """Run jobs in one transaction; when it fails, in halves, until the job that fails is alone."""
@@ -123,7 +136,7 @@ class Executor:
     ) -> None:
         """Count what was committed, and finish what the transaction itself could not finish."""
         name, others = registration.name, 0
-        for job in result.jobs:
+        for job in result.jobs if result.outcomes else ():
             outcome = result.outcomes.get(job.id)
             if outcome is not None and not isinstance(outcome, Complete):
                 others += 1
@@ -142,27 +155,31 @@ class Executor:
                 "jobs.ran", name=name, jobs=len(result.jobs), not_completed=others, seconds=round(seconds, 4)
             )
 
-    async def _run_plain(self, registration: Registration, job: Job) -> None:
-        """Run a job with no transaction open, and finish it afterwards."""
+    async def _run_plain(
+        self, registration: Registration, job: Job, slot: AbstractAsyncContextManager[object]
+    ) -> None:
+        """Run a job with no transaction open, and finish it afterwards, together with others that end."""
+        async with slot:
+            ending = await self._plain_ending(registration, job)
+        await self._finish(registration.policy, job, ending)
+
+    async def _plain_ending(self, registration: Registration, job: Job) -> Ending:
         try:
             work = registration.run_plain(job)
-            ending: Ending = await Boundary().run(work, timeout_seconds=registration.timeout_of([job]))
+            return await Boundary().run(work, timeout_seconds=registration.timeout_of([job]))
         except Exception as error:
-            await self._finish(registration.policy, job, error)
-        else:
-            await self._finish(registration.policy, job, ending)
+            return error
 
-    async def _discard_worn_out(self, registration: Registration, jobs: Sequence[Job]) -> list[Job]:
+    async def _discard_worn_out(self, registration: Registration, jobs: Sequence[Job]) -> Sequence[Job]:
         """Discard jobs whose attempts, fewer than the row allows, were used up by processes that died."""
-        allowed = {job.id: attempts_allowed(registration.policy, job) for job in jobs}
-        for job in jobs:
-            if job.attempt > allowed[job.id]:
-                reason = job.last_error or "no attempts left"
-                await self._finish(registration.policy, job, Discard(reason))
-        return [job for job in jobs if job.attempt <= allowed[job.id]]
+        policy = registration.policy
+        worn_out = [job for job in jobs if job.attempt > 1 and job.attempt > attempts_allowed(policy, job)]
+        for job in worn_out:
+            await self._finish(policy, job, Discard(job.last_error or "no attempts left"))
+        return [job for job in jobs if job not in worn_out] if worn_out else jobs
 
     async def _finish(self, policy: RetryPolicy, job: Job, ending: Ending) -> None:
-        """Write one job's transition, fenced, in a transaction of its own."""
+        """Write one job's transition, fenced, and apart from its work."""
         finish = self._decide(policy, job, ending)
         if isinstance(ending, BaseException):
             log.warning(
@@ -173,13 +190,16 @@ class Executor:
                 state=finish.transition.state.value,
                 error=finish.transition.error,
             )
-        if await self._repeated(lambda: self._queue.finish([finish])):
+        if await self._completions.finish(finish):
             self.stats.count(job.name, finish.transition.state, outcome=ending)
         else:
             self._lost(job.name, 1)
 
     def _decide(self, policy: RetryPolicy, job: Job, ending: Ending) -> Finish:
         return Finish(job, transition(policy, job, ending, self._clock.now(), self._rng))
+
+    async def _write(self, finishes: Sequence[Finish]) -> set[str]:
+        return await self._repeated(lambda: self._queue.finish(finishes))
 
     async def _repeated(self, work: Callable[[], Awaitable[T]], boundary: Boundary | None = None) -> T:
         """Repeat ``work`` while the database could not do it now, a bounded number of times."""

@@ -61,10 +61,11 @@ class Registration:
         """
         if self.kind is HandlerKind.BATCH:
             answer = await self.function(jobs, session)
-            ids = {job.id for job in jobs}
-            if answer is not None and not (isinstance(answer, Mapping) and answer.keys() <= ids):
+            if answer is None:
+                return {}
+            if not (isinstance(answer, Mapping) and answer.keys() <= {job.id for job in jobs}):
                 raise TypeError("a batch handler returns None or outcomes by the ids of its own jobs")
-            return {job_id: _checked(outcome) for job_id, outcome in (answer or {}).items()}
+            return {job_id: _checked(outcome) for job_id, outcome in answer.items()}
         return {job.id: _checked(await self.function(job, session)) for job in jobs}
 
     async def run_plain(self, job: Job) -> Outcome | None:

@@ -22,7 +22,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import Insert
 from sqlalchemy.sql.elements import ColumnElement
-from sqlalchemy.sql.selectable import FromClause
 
 from svc_infra.db.base import IdText, UtcDateTime
 from svc_infra.db.rowset import Rowset
@@ -61,8 +60,17 @@ KEYS = Rowset("keys", key=String(64))
 
 
 @cache
-def insert_statement(dialect: str) -> Insert:
-    values = _new_values(NEW_JOBS.table(dialect), dialect)
+def new_jobs(varying: tuple[str, ...]) -> Rowset:
+    """The columns of new jobs that differ between the jobs of a batch; ``id`` always does."""
+    return Rowset("new_jobs", **{name: NEW_JOBS.columns[name] for name in varying})
+
+
+@cache
+def insert_statement(dialect: str, varying: tuple[str, ...]) -> Insert:
+    """Insert jobs; the columns that are not ``varying`` are parameters of their names."""
+    new = new_jobs(varying).table(dialect)
+    same = {name: bindparam(name, type_=kind) for name, kind in NEW_JOBS.columns.items()}
+    values = _new_values({**same, **{name: new.c[name] for name in varying}}, dialect)
     values["payload_version"] = literal_column("1", Integer)
     return insert(jobs).from_select(list(values), select(*values.values()))
 
@@ -72,7 +80,7 @@ def insert_full_statement(dialect: str) -> Any:
     """Insert what has no key or a key that is free; of those with the same key the first."""
     new = NEW_FULL_JOBS.table(dialect)
     values = {
-        **_new_values(new, dialect),
+        **_new_values(new.c, dialect),
         "unique_key": new.c.unique_key,
         "unique_states": new.c.unique_states,
         "payload_version": new.c.payload_version,
@@ -108,16 +116,10 @@ def _json(text: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
     return type_coerce(text, JSON) if dialect == "sqlite" else cast(text, JSON)
 
 
-def _new_values(new: FromClause, dialect: str) -> dict[str, ColumnElement[Any]]:
+def _new_values(new: Any, dialect: str) -> dict[str, ColumnElement[Any]]:
     return {
-        "id": new.c.id,
-        "name": new.c.name,
-        "queue": new.c.queue,
-        "tenant_id": new.c.tenant_id,
-        "payload": _json(new.c.payload, dialect),
-        "priority": new.c.priority,
-        "max_attempts": new.c.max_attempts,
-        "run_at": new.c.run_at,
+        **{name: new[name] for name in NEW_JOBS.columns},
+        "payload": _json(new["payload"], dialect),
         "state": literal_column(f"'{JobState.AVAILABLE.value}'", String),
         "attempt": literal_column("0", Integer),
         "rescues": literal_column("0", Integer),

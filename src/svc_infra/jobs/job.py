@@ -56,7 +56,8 @@ FINISHED = frozenset({JobState.COMPLETED, JobState.DISCARDED, JobState.CANCELLED
 """The terminal states: a job never leaves one by itself."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Without slots, so that the many of a claim are made by giving each its dict (rows.job_from_row).
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One job as a handler sees it.
 
@@ -184,7 +185,7 @@ def _encode(payload: dict[str, Any]) -> tuple[JsonValue, str]:
         raise InvalidPayload(f"a job payload is a dict, not a {type(payload).__name__}")
     plain = plain_json(payload, floats_allowed=True)
     text = compact_json(plain)
-    size = len(text.encode())
+    size = len(text) if text.isascii() else len(text.encode())
     if size > MAX_PAYLOAD_BYTES:
         raise InvalidPayload(
             f"the payload has {size:,} bytes, the limit is {MAX_PAYLOAD_BYTES:,}; store the data in a table "
@@ -194,6 +195,8 @@ def _encode(payload: dict[str, Any]) -> tuple[JsonValue, str]:
 
 
 def _check_text(what: str, text: str, max_length: int) -> None:
+    if type(text) is str and 0 < len(text) <= max_length and text.isascii() and "\x00" not in text:
+        return
     if not isinstance(text, str) or not text or len(text) > max_length:
         raise InvalidPayload(f"{what} of a job must be 1 to {max_length} characters, got {text!r:.80}")
     plain_json(text, floats_allowed=False, path=what)

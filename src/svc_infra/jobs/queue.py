@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel
@@ -166,6 +167,5 @@ def make_request(
     return JobRequest(name, {} if payload is None else payload, run_at=run_at, **fields)
 
 
-def claim_order(job: Job) -> tuple[int, datetime, str]:
-    """The order in which jobs are claimed."""
-    return (job.priority, job.run_at, job.id)
+claim_order: Callable[[Job], tuple[int, datetime, str]] = attrgetter("priority", "run_at", "id")
+"""The key of the order in which jobs are claimed."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy.orm import Session
 
+from svc_infra.canonical import read_json
 from svc_infra.db.base import new_id
 from svc_infra.db.leases import CLAIMS
 from svc_infra.jobs.job import Job, JobState
@@ -30,6 +31,15 @@ from svc_infra.jobs.statements import (
     rescue_statement,
 )
 
+Position: TypeAlias = tuple[int, datetime, str]
+"""A place in the order in which jobs are claimed: priority, ``run_at`` and id."""
+
+JOB_FIELDS = (
+    *("id", "name", "payload", "run_at", "created_at", "queue", "tenant_id", "priority", "attempt"),
+    *("max_attempts", "lease_id", "rescues", "last_error", "payload_version", "metadata", "trace_context"),
+    *("timeout_seconds", "group_id", "waits_for"),
+)
+
 
 def dialect_of(session: Session) -> str:
     """Return the name of the session's database: ``sqlite`` or ``postgresql``."""
@@ -38,32 +48,15 @@ def dialect_of(session: Session) -> str:
 
 def job_from_row(row: Sequence[Any], database: str | None) -> Job:
     """Return the job in a row of ``JOB_COLUMNS``."""
-    # Spelled out: this runs once a job, and keywords from a dict take twice as long.
-    job_id, name, payload, run_at, created_at, queue, tenant_id, priority, *rest = row
-    attempt, max_attempts, lease_id, rescues, last_error, *rest = rest
-    payload_version, metadata, trace_context, timeout_seconds, group_id, waits_for = rest
-    return Job(
-        id=job_id,
-        name=name,
-        payload=payload,
-        run_at=run_at,
-        created_at=created_at,
-        queue=queue,
-        tenant_id=tenant_id,
-        priority=priority,
-        attempt=attempt,
-        max_attempts=max_attempts,
-        lease_id=lease_id,
-        rescues=rescues,
-        last_error=last_error,
-        payload_version=payload_version,
-        metadata=metadata,
-        trace_context=trace_context,
-        timeout_seconds=timeout_seconds,
-        group_id=group_id,
-        waits_for=waits_for,
-        database=database,
-    )
+    # Past the constructor, which would set each of the fields of a frozen dataclass by a call of its own.
+    fields = dict(zip(JOB_FIELDS, row, strict=True))
+    fields["payload"] = read_json(fields["payload"])
+    if fields["metadata"] is not None:
+        fields["metadata"] = read_json(fields["metadata"])
+    fields["database"] = database
+    job: Job = object.__new__(Job)
+    object.__setattr__(job, "__dict__", fields)
+    return job
 
 
 def claim_filters(
@@ -91,8 +84,12 @@ def claim_jobs(
     now: datetime,
     lease_seconds: float,
     database: str,
+    start: Position | None = None,
 ) -> list[Job]:
-    """Lease up to ``limit`` due jobs of kinds without a limit, in claim order; a rescued one alone."""
+    """Lease up to ``limit`` due jobs of kinds without a limit, in claim order; a rescued one alone.
+
+    With ``start`` only those from that place of the order on are looked at.
+    """
     filters, parameters = claim_filters(names=names, versions=versions, queues=queues)
     parameters |= {
         "limit": limit,
@@ -100,7 +97,9 @@ def claim_jobs(
         "lease_id": new_id(),
         "lease_seconds": float(lease_seconds),
     }
-    statement = claim_by(*filters)
+    if start is not None:
+        parameters |= dict(zip(("start_priority", "start_run_at", "start_id"), start, strict=True))
+    statement = claim_by(filters, start is not None)
     rows = session.execute(statement, parameters).all()
     assert len(rows) <= limit, f"claimed {len(rows)} jobs with a limit of {limit}"
     return sorted((job_from_row(row, database) for row in rows), key=claim_order)
@@ -142,9 +141,17 @@ def release_jobs(session: Session, claimed: Iterable[Job]) -> set[str]:
     return released
 
 
-def rescue_jobs(session: Session, *, now: datetime, limit: int) -> Rescued:
-    """Return up to ``limit`` expired leases; discard what has no attempt left."""
-    states = list(session.execute(rescue_statement(), {"now": now, "limit": limit}).scalars())
+def rescue_jobs(
+    session: Session, *, now: datetime, limit: int, since_seconds: float | None = None
+) -> Rescued:
+    """Return up to ``limit`` expired leases; discard what has no attempt left.
+
+    With ``since_seconds`` only leases that ran out in the last so many seconds are looked at.
+    """
+    parameters: dict[str, Any] = {"now": now, "limit": limit}
+    if since_seconds is not None:
+        parameters["since_seconds"] = since_seconds
+    states = list(session.execute(rescue_statement(since_seconds is not None), parameters).scalars())
     session.execute(cancel_unstarted())
     discarded = states.count(JobState.DISCARDED.value)
     return Rescued(len(states) - discarded, discarded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from svc_infra.clock import Clock, SystemClock
+from svc_infra.db.full_scan import FullScan
 from svc_infra.db.session import commit, make_engine, make_session_factory
 from svc_infra.exceptions import NotInTransaction
 from svc_infra.failpoints import reached
@@ -27,12 +29,14 @@ from svc_infra.jobs.queue import (
     Finish,
     Rescued,
     StoredJob,
+    claim_order,
     make_request,
 )
 from svc_infra.jobs.rate_store import prune_rates
 
 __all__ = ["SqlJobQueue", "database_of", "insert_jobs", "sync_session"]
 
+_RESCUE_OVERLAP_SECONDS = 5.0
 T = TypeVar("T")
 SessionFactory = Callable[[], AsyncSession]
 
@@ -68,6 +72,10 @@ class SqlJobQueue:
         self.clock: Clock = clock or SystemClock()
         # Where the looks along the lines of keys and of tenants are, for each choice of names.
         self._places: defaultdict[object, Place] = defaultdict(Place)
+        self._claims = FullScan()
+        self._rescues = FullScan()
+        self._found_at: dict[object, rows.Position] = {}
+        self._rescued_at = 0.0
 
     @property
     def url(self) -> URL:
@@ -135,7 +143,7 @@ class SqlJobQueue:
             limited = {**options, "place": self._places[LIMIT, frozenset(names or ())]}
             claimed = claim_limited(session, limit, **limited) if has_limits else []
             if _has_room(claimed, limit):
-                claimed += rows.claim_jobs(session, limit - len(claimed), **options)
+                claimed += self._claim(session, limit - len(claimed), options)
                 if not has_limits and _has_room(claimed, limit):
                     claimed += claim_limited(session, limit - len(claimed), **limited)
             reached("after_claim")
@@ -200,12 +208,17 @@ class SqlJobQueue:
     async def release(self, jobs: Iterable[Job]) -> set[str]:
         """Give jobs and their attempts back; see ``JobQueue.release``."""
         claimed = list(jobs)
-        return await self._in_transaction(lambda session: rows.release_jobs(session, claimed))
+        released = await self._in_transaction(lambda session: rows.release_jobs(session, claimed))
+        self._claims.force()
+        return released
 
     async def rescue(self, *, now: datetime | None = None, limit: int = 1_000) -> Rescued:
         """Return expired leases; see ``JobQueue.rescue``."""
         at = now or self.clock.now()
-        return await self._in_transaction(lambda session: rows.rescue_jobs(session, now=at, limit=limit))
+        rescued = await self._in_transaction(lambda session: self._rescue(session, now=at, limit=limit))
+        if any(rescued):
+            self._claims.force()
+        return rescued
 
     async def prune(
         self, *, finished_before: datetime, states: Collection[JobState] = FINISHED, limit: int = 1_000
@@ -247,6 +260,31 @@ class SqlJobQueue:
             bind = session.bind
         if isinstance(bind, AsyncEngine):
             await bind.dispose()
+
+    def _claim(self, session: Session, limit: int, options: dict[str, Any]) -> list[Job]:
+        """Claim from all of the index, or while that is slow from where a job was found last."""
+        key = tuple(str(options[name]) for name in ("names", "versions", "queues"))
+        start = self._found_at.get(key)
+        if start is None or self._claims.is_due:
+            with self._claims.made(session) as found:
+                claimed = rows.claim_jobs(session, limit, **options)
+                found.append(len(claimed))
+        else:
+            claimed = rows.claim_jobs(session, limit, start=start, **options)
+        if claimed:
+            self._found_at[key] = claim_order(claimed[0])
+        return claimed
+
+    def _rescue(self, session: Session, *, now: datetime, limit: int) -> Rescued:
+        """Rescue from all of the index, or while that is slow what expired since that was done."""
+        if not self._rescues.is_due:
+            since_seconds = time.monotonic() - self._rescued_at + _RESCUE_OVERLAP_SECONDS
+            return rows.rescue_jobs(session, now=now, limit=limit, since_seconds=since_seconds)
+        self._rescued_at = time.monotonic()
+        with self._rescues.made(session) as found:
+            rescued = rows.rescue_jobs(session, now=now, limit=limit)
+            found.append(sum(rescued))
+        return rescued
 
     async def _in_transaction(self, work: Callable[[Session], T]) -> T:
         async with self.session_factory() as session:

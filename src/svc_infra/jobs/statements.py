@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     CTE,
+    Float,
     Integer,
     Select,
     String,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    cast,
     delete,
     exists,
     func,
@@ -56,11 +58,11 @@ queues = QueueRow.metadata.tables[QueueRow.__tablename__]
 _RUNNING = JobState.RUNNING.value
 _RESCUED_ERROR = "the lease expired: the worker died, or it could not reach the database"
 
-# In the order of Job's fields below.
+# In the order of rows.JOB_FIELDS. JSON as its text, which rows.job_from_row reads quicker than any driver.
 JOB_COLUMNS = (
     jobs.c.id,
     jobs.c.name,
-    jobs.c.payload,
+    cast(jobs.c.payload, Text).label("payload"),
     jobs.c.run_at,
     jobs.c.created_at,
     jobs.c.queue,
@@ -72,7 +74,7 @@ JOB_COLUMNS = (
     jobs.c.rescues,
     jobs.c.last_error,
     jobs.c.payload_version,
-    jobs.c.meta,
+    cast(jobs.c.meta, Text).label("meta"),
     jobs.c.trace_context,
     jobs.c.timeout_seconds,
     jobs.c.group_id,
@@ -143,11 +145,20 @@ AT_START = {
 
 
 @cache
-def claim_by(is_by_name: bool, is_by_queue: bool, has_versions: bool = False) -> Update:
-    """Claim jobs without a limit; those with one are claimed in ``limited_claim``."""
+def claim_by(filters: ClaimFilters, has_start: bool = False) -> Update:
+    """Claim jobs without a limit; those with one are claimed in ``limited_claim``.
+
+    With ``has_start`` only from the place ``start_priority``, ``start_run_at``, ``start_id`` of the order on.
+    """
+    start = tuple_(
+        bindparam("start_priority", type_=Integer),
+        bindparam("start_run_at", type_=UtcDateTime),
+        bindparam("start_id", type_=IdText),
+    )
+    is_after_start = [tuple_(jobs.c.priority, jobs.c.run_at, jobs.c.id) >= start] if has_start else []
     candidates = (
         select(jobs.c.id, jobs.c.priority, jobs.c.run_at, jobs.c.rescues)
-        .where(*is_claimable(ClaimFilters(is_by_name, is_by_queue, has_versions)), jobs.c.limit_key.is_(None))
+        .where(*is_claimable(filters), jobs.c.limit_key.is_(None), *is_after_start)
         .order_by(jobs.c.priority, jobs.c.run_at, jobs.c.id)
         .limit(bindparam("limit", type_=Integer))
     )
@@ -225,8 +236,10 @@ def release_statement(dialect: str) -> Update:
 
 
 @cache
-def rescue_statement() -> Update:
-    lost = expired(jobs, running=_RUNNING, limit=bindparam("limit", type_=Integer)).cte("lost")
+def rescue_statement(has_start: bool = False) -> Update:
+    """With ``has_start`` only what expired in the last ``since_seconds``."""
+    since = bindparam("since_seconds", type_=Float) if has_start else None
+    lost = expired(jobs, running=_RUNNING, limit=bindparam("limit", type_=Integer), since=since).cte("lost")
     is_worn_out = jobs.c.attempt >= jobs.c.max_attempts
     return (
         update(jobs)

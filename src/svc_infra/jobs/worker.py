@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from itertools import groupby
+from operator import attrgetter
 from random import Random
 
 import structlog
@@ -35,6 +37,7 @@ _PLAIN_JOBS = 8
 _HEAD_ROOM = 1
 # Enough jobs in hand that a claim's round trip is small beside them, few enough for others to get some.
 _PREFETCHED_PER_SLOT = 8
+_NAME = attrgetter("name")
 # A cancelled job is not retried, so that no policy matters.
 _ANY = RetryPolicy()
 
@@ -218,20 +221,24 @@ class Worker:
 
     def _units(self, jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
         """Group claimed jobs into what is run together: jobs of one batch handler, or one job alone."""
-        for name, group in groupby(sorted(jobs, key=lambda job: job.name), key=lambda job: job.name):
+        for name, group in groupby(sorted(jobs, key=_NAME), key=_NAME):
             size, unit = self._handlers[name].batch_size, list(group)
             for start in range(0, len(unit), size):
                 yield unit[start : start + size]
 
     async def _run(self, lane: Lane, unit: Sequence[Job]) -> None:
+        await self._executor.run(unit, slot=self._slot(lane, unit[0]))
+
+    @asynccontextmanager
+    async def _slot(self, lane: Lane, first: Job) -> AsyncIterator[None]:
         # A limited job holds up others of its key while it waits for its turn here.
-        is_first = self._handlers[unit[0].name].is_limited
-        await lane.slots.acquire(unit[0].tenant_id, is_first=is_first)
+        is_first = self._handlers[first.name].is_limited
+        await lane.slots.acquire(first.tenant_id, is_first=is_first)
         try:
             self._not_started.discard(asyncio.current_task())
-            await self._executor.run(unit)
+            yield
         finally:
-            lane.slots.release(unit[0].tenant_id)
+            lane.slots.release(first.tenant_id)
 
     def _ended(self, task: asyncio.Task[None], lane: Lane, *, seconds_in_hand: float) -> None:
         unit = self._tasks.pop(task)
@@ -293,6 +300,7 @@ class Worker:
         if self._tasks:
             await asyncio.wait(self._tasks)
             await asyncio.sleep(0)
+        await self._executor.settle()
         # A claim that was under way when the stop came may have brought jobs, which never start.
         await claiming
         await self._settle_unfinished()
