@@ -104,7 +104,7 @@ async def test_a_worker_runs_beats_rescues_and_schedules_behind_a_transaction_po
     sessions = make_session_factory(pooled)
     queue, handlers = SqlJobQueue(sessions), Handlers(sessions)
     stop, hears_of_it, ran = asyncio.Event(), asyncio.Event(), []
-    lease_seconds = 3.0
+    lease_seconds = 2.0
 
     @handlers.job("one")
     async def one(job: Job, session: AsyncSession) -> None:
@@ -154,7 +154,7 @@ async def test_a_worker_runs_beats_rescues_and_schedules_behind_a_transaction_po
     await asyncio.wait_for(hears_of_it.wait(), 60)
     stop.set()
     await asyncio.gather(*running)
-    await worker.drain()
+    await Worker(queue, handlers).drain()
     assert (ran.count("batch"), ran.count("plain")) == (20, 21)
     assert ran.count("cron") in (2, 3)
     assert await state_of(queue, lost) is JobState.COMPLETED
