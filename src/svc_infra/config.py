@@ -79,6 +79,7 @@ class SchedulerSettings(_Section):
     poll_seconds: float = Field(1.0, gt=0)
     daily_cron: str = "5 0 * * *"
     monthly_cron: str = "15 0,12 1 * *"
+    audit_cron: str = "30 3 * * *"
     timezone: str = "UTC"
     schedules: tuple[ScheduleSettings, ...] = ()
 

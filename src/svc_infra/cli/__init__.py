@@ -29,6 +29,8 @@ _COMMANDS = {
         "svc_infra.cli.invoices:invoices",
         "List, show, export, finalize, void and credit invoices.",
     ),
+    "invoice": ("svc_infra.cli.invoices:invoices", "The same as invoices."),
+    "audit": ("svc_infra.cli.audit:audit", "Recompute every invoice from raw events, independently."),
     "jobs": ("svc_infra.cli.jobs:jobs", "Look at jobs; retry, cancel, requeue and purge them."),
     "queues": ("svc_infra.cli.queues:queues", "List queues; pause and resume them."),
     "top": ("svc_infra.cli.top:top", "Show what goes on, live: queues, jobs, leases, schedules, failures."),
@@ -36,6 +38,7 @@ _COMMANDS = {
     "demo": ("svc_infra.cli.demo:demo", "Bill a history in simulated time and prove every amount."),
     "keys": ("svc_infra.cli.keys:keys", "Make, list and revoke the keys of the HTTP API."),
     "config": ("svc_infra.cli.config:config", "Show the settings in force and where each comes from."),
+    "simulate": ("svc_infra.cli.simulate:simulate", "Bill usage under a catalog in simulated time."),
     "doctor": ("svc_infra.cli.doctor:doctor", "Check the database, the settings and the schedules."),
 }
 

@@ -25,6 +25,7 @@ from svc_infra.billing.periods import Period, month_bounds
 from svc_infra.canonical import canonical_decimal, canonical_instant
 from svc_infra.cli.context import echo_json, json_option, open_database, run_async, settings_options
 from svc_infra.cli.invoice_acts import COMMANDS
+from svc_infra.cli.invoice_explain import explain, preview
 from svc_infra.cli.table import print_table
 from svc_infra.config import Settings
 from svc_infra.exceptions import InvalidPeriod, NotFound
@@ -57,7 +58,7 @@ def invoices() -> None:
     """List, show and export invoices; move them on, credit them."""
 
 
-for _command in COMMANDS:
+for _command in (*COMMANDS, explain, preview):
     invoices.add_command(_command)
 
 

@@ -16,8 +16,10 @@ from svc_infra.cli.monitored import monitored
 from svc_infra.cli.supervisor import SUPERVISED, child_command, supervise
 from svc_infra.config import Settings
 from svc_infra.db.migration import require_head
+from svc_infra.db.session import make_session_factory
 from svc_infra.logs import configure_logging
 from svc_infra.runtime import Runtime, guarded_sender
+from svc_infra.simulation.audit_job import add_audit
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +60,8 @@ async def _run(settings: Settings, application: Application | None, index: int |
         _stop_with_supervisor(stop)
     try:
         await require_head(engine)
+        application = application or Application()
+        add_audit(application, make_session_factory(engine), settings.scheduler)
         runtime = Runtime(settings, engine, sender, application=application)
         try:
             async with monitored(

@@ -30,8 +30,9 @@ class Heartbeat:
     At each beat it also asks which of them somebody wants cancelled, and calls ``on_cancel`` in the worker's
     loop with the reasons by job id.
 
-    Use as an async context manager. For a queue that only this process sees there is nothing to do in a
-    thread: it beats in the loop itself, and ``beat`` before every rescue.
+    Use as an async context manager; entering one that is in use costs nothing. For a queue
+    that only this process sees there is nothing to do in a thread: it beats in the loop itself, and ``beat``
+    before every rescue.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Heartbeat:
         self._in_loop: asyncio.Task[None] | None = None
         self._main_loop: asyncio.AbstractEventLoop | None = None
         self._answered_at = 0.0
+        self._users = 0
 
     def hold(self, jobs: Iterable[Job]) -> None:
         """Keep the leases of ``jobs`` from now on."""
@@ -77,6 +79,9 @@ class Heartbeat:
         await self._extend(self._queue)
 
     async def __aenter__(self) -> Heartbeat:
+        self._users += 1
+        if self._users > 1:
+            return self
         own = self._queue.for_heartbeat()
         main_loop = self._main_loop = asyncio.get_running_loop()
         if own is None:
@@ -97,6 +102,9 @@ class Heartbeat:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._stop is not None
+        self._users -= 1
+        if self._users:
+            return
         if self._thread is None or self._thread_loop is None:
             self._stop.set()
             if self._in_loop is not None:

@@ -33,7 +33,7 @@ from svc_infra.runtime import Runtime
 from svc_infra.simulation.oracle import Oracle, check_catalog
 from svc_infra.simulation.receiver import ReceiverProcess
 from svc_infra.simulation.reconciliation import Counts, Reconciliation, count_rows, reconcile
-from svc_infra.simulation.simulation import Simulation
+from svc_infra.testing.simulated_time import SimulatedTime
 from svc_infra.testing.webhooks import loopback_sender
 from svc_infra.webhooks.endpoints import add_endpoint
 from svc_infra.webhooks.signature import as_standard, new_secret
@@ -193,7 +193,7 @@ class Demo:
         def on_fire(at: datetime) -> None:
             self._progress("Billing day by day", (at - started_at) / (until - started_at))
 
-        await Simulation(runtime, clock, on_fire=on_fire).advance_to(until)
+        await SimulatedTime(runtime, clock, on_fire=on_fire).advance_to(until)
         return runtime
 
     async def _prove(

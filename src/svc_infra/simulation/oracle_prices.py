@@ -104,6 +104,21 @@ def amount_minor(price: Price, quantity: Fraction) -> int:
     return floor(cost + Fraction(1, 2))  # never negative, so upwards is away from zero
 
 
+def line_amount(snapshot: dict[str, Any], quantity: Fraction, *, minimum_ratio: Fraction) -> int:
+    """What a line's quantity costs by the terms that it keeps, in minor units, rounded once.
+
+    ``minimum_ratio`` is the share of a month that a minimum is due for. ValueError names what is not known.
+    """
+    price = _with_fractions(snapshot)
+    _check(price)
+    cost = _cost(price, quantity) if quantity > 0 else _first_flat(price)
+    if "maximum_amount" in price:
+        cost = min(cost, price["maximum_amount"])
+    if "minimum_amount" in price:
+        cost = max(cost, price["minimum_amount"] * minimum_ratio)
+    return floor(cost + Fraction(1, 2))
+
+
 def _cost(price: Price, quantity: Fraction) -> Fraction:
     """What a quantity costs by the model of its price, exact."""
     if quantity == 0:

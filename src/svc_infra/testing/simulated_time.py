@@ -16,7 +16,7 @@ from svc_infra.webhooks.delivery import DeliveryState
 from svc_infra.webhooks.models import DeliveryRow
 
 
-class Simulation:
+class SimulatedTime:
     """A runtime whose business time moves only when everything that is due has been done.
 
     ``on_fire`` is told each instant at which something fired, after its work is done.
@@ -31,16 +31,17 @@ class Simulation:
 
     async def advance_to(self, until: datetime) -> None:
         """Move the clock to ``until``, stopping at every fire and every retry on the way."""
-        await self._settle()
-        while True:
-            next_at = await self._next_instant()
-            if next_at is None or next_at > until:
-                break
-            self._clock.set(max(next_at, self._clock.now()))
-            await self._runtime.scheduler.tick()
+        async with self._runtime.worker.kept():
             await self._settle()
-            self._on_fire(next_at)
-        self._clock.set(until)
+            while True:
+                next_at = await self._next_instant()
+                if next_at is None or next_at > until:
+                    break
+                self._clock.set(max(next_at, self._clock.now()))
+                await self._runtime.scheduler.tick()
+                await self._settle()
+                self._on_fire(next_at)
+            self._clock.set(until)
 
     async def _settle(self) -> None:
         """Work until nothing is due: jobs make messages, messages make deliveries, and neither makes jobs."""
