@@ -14,6 +14,7 @@ COMPLETED = "SELECT count(*) FROM jobs WHERE state = 'completed'"
 MESSAGES = "SELECT count(*) FROM outbox_messages"
 EFFECTS = f"SELECT ({MESSAGES}) + (SELECT count(*) FROM usage_aggregates) + (SELECT count(*) FROM invoices)"
 DELIVERIES = "SELECT count(*) FROM webhook_deliveries"
+ATTEMPTS = "SELECT count(*) FROM webhook_delivery_attempts"
 SENDING = "SELECT count(*) FROM webhook_deliveries WHERE state = 'sending'"
 DELIVERED = "SELECT count(*) FROM webhook_deliveries WHERE state = 'delivered'"
 RESCUED = "SELECT count(*) FROM jobs WHERE rescues > 0"
@@ -46,8 +47,8 @@ DEATHS = [
     Death("before_send", 3, {SENDING: -1, DELIVERED: 0}, has_sent=True),
     Death("after_send", 1, {SENDING: -1, DELIVERED: 0}, has_sent=True),
     Death("before_delivery_recorded", 1, {SENDING: -1, DELIVERED: 0}, has_sent=True),
-    Death("before_record_commit", 1, {SENDING: -1, DELIVERED: 0}, has_sent=True),
-    Death("after_record_commit", 1, {DELIVERED: -1}, has_sent=True),
+    Death("before_record_commit", 1, {SENDING: -1, ATTEMPTS: 0}, has_sent=True),
+    Death("after_record_commit", 1, {ATTEMPTS: -1}, has_sent=True),
 ]
 
 
@@ -67,12 +68,16 @@ async def test_a_worker_killed_at_any_step_loses_and_repeats_nothing(
         found = await world.count(statement)
         assert found == expected or (expected < 0 < found), statement
     left = await world.count(RUNNING), await world.count(SENDING)
+    before = await world.count(RESCUED), await world.count(RESCUED_DELIVERIES)
     assert death.has_sent or world.received().received == 0
     with WorkerProcess(world.orders()) as healthy:
         healthy.go()
         await world.settle()
         assert healthy.stop().lost == 0
-    assert (await world.count(RESCUED), await world.count(RESCUED_DELIVERIES)) == left
+    after = await world.count(RESCUED), await world.count(RESCUED_DELIVERIES)
+    for rescued_before, leased, rescued in zip(before, left, after, strict=True):
+        # On a slow machine the short leases of the doomed may have run out while it lived.
+        assert max(rescued_before, leased) <= rescued <= rescued_before + leased
     await world.check(may_repeat_deliveries=death.has_sent)
 
 

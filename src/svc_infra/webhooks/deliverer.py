@@ -313,11 +313,12 @@ class Deliverer:
                     await session.run_sync(release, too_late)
                 if results:
                     held = await session.run_sync(record, results, health=self._health)
+                if held:
                     failpoints.reached("before_record_commit")
         except BaseException:
             self._results[:0], self._too_late[:0] = results, too_late
             raise
-        if results:
+        if held:
             failpoints.reached("after_record_commit")
         self._more_due = self._more_due or bool(too_late)
         self.stats.count(results, held)
