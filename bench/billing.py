@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import _billing_invoices
 import _billing_usage
-from _common import Bench, Measure, arguments, databases, report
+from _common import Bench, Measure, arguments, databases, note, report
 
 from svc_infra.logs import configure_logging
 
@@ -37,7 +37,10 @@ def main() -> None:
     with databases() as fresh:
         bench = Bench(fresh, options.quick, options.runs or (1 if options.quick else 5))
         for name in options.only.split(","):
-            measures += GROUPS[name](bench)
+            found = GROUPS[name](bench)
+            for measure in found:  # said at once, so that a run that is ended early has told something
+                note(f"{measure.measure}: {measure.ours} {measure.unit}, others {measure.others}")
+            measures += found
     report(measures, as_json=options.json)
 
 
