@@ -341,7 +341,7 @@ async def _fill(
           (tenant_id, metric, idempotency_key, id, amount, at_ts, metadata_json, created_at)
         SELECT 't' || (n % {tenants}), 'tokens', {key}, lpad(n::text, 36, '0'), n % 5000,
           timestamptz '2025-01-01 00:00:00+00' + {share} * interval '1 millisecond', NULL, now()
-        FROM generate_series(:first, :last) AS n"""
+        FROM generate_series(CAST(:first AS integer), CAST(:last AS integer)) AS n"""
     sqlite = f"""
         WITH RECURSIVE numbers(n) AS (SELECT :first UNION ALL SELECT n + 1 FROM numbers WHERE n < :last)
         INSERT INTO usage_events

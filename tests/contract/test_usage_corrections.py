@@ -17,11 +17,13 @@ from sqlalchemy.orm import Session
 
 from svc_infra.billing import BillingService
 from svc_infra.billing.aggregation import DayKey, list_daily, recompute
+from svc_infra.billing.dimensions import DEFAULT, DimensionFilter
 from svc_infra.billing.erasure import count_erasable, erase_tenant
 from svc_infra.billing.metering import Metering
 from svc_infra.billing.meters import Meter
 from svc_infra.billing.models import Price, UsageCorrection, UsageEvent
 from svc_infra.billing.periods import day_bounds, month_bounds
+from svc_infra.billing.rating import PriceModel, PriceTerms
 from svc_infra.billing.usage import NewUsage, UsageLimits, record_many
 from svc_infra.billing.usage_corrections import amend_usage, void_usage
 from svc_infra.billing.usage_follower import UsageFollower
@@ -294,3 +296,33 @@ async def test_an_erased_tenant_leaves_its_invoices_and_takes_no_more_usage(sess
     assert await in_session(session_factory, bill) == invoice_id
     kept = await in_session(session_factory, lambda s: s.get_one(TenantErasure, "t1"))
     assert (kept.actor, kept.reason, kept.rows) == ("ann", "asked", erased.rows)
+
+
+async def test_each_event_is_billed_on_the_line_of_its_filter(session_factory: Factory) -> None:
+    january = month_bounds(2025, 1, UTC)
+    gpt = DimensionFilter.of({"model": "gpt"})
+
+    def bill(session: Session) -> str:
+        register_meter(session, Metering("tokens", dimensions=("model",)), now=NOON)
+        for key, unit_amount, of in (("gpt", 3, gpt), ("others", 2, DEFAULT)):
+            terms = PriceTerms(
+                key, "usd", PriceModel.PER_UNIT, Decimal(unit_amount), metric="tokens", filter=of
+            )
+            session.add(
+                Price(
+                    key=key,
+                    currency="usd",
+                    unit_amount=terms.unit_amount,
+                    metric="tokens",
+                    terms=terms.to_snapshot(),
+                )
+            )
+        session.flush()
+        return BillingService(session, "t1").generate_monthly_invoice(january.start, january.end, "usd")
+
+    first = await record(session_factory)
+    new = NewUsage("t1", "tokens", Decimal(10), NOON, "other", {"model": "else"})
+    [other] = await in_session(session_factory, lambda s: record_many(s, [new], now=NOON))
+    await in_session(session_factory, bill)
+    lines = [(await state(session_factory, event_id)).lines for event_id in (first, other.id)]
+    assert [[(line.quantity, line.amount) for line in each] for each in lines] == [[(5, 15)], [(10, 20)]]
