@@ -86,18 +86,7 @@ class Runtime:
             topics=self.topics,
             keys=keys,
         )
-        self.deliverer = Deliverer(
-            self.session_factory,
-            sender,
-            self.clock,
-            schedule=retry_schedule,
-            lease_seconds=settings.webhooks.lease_seconds,
-            send_seconds=settings.webhooks.timeout_seconds,
-            in_flight=settings.webhooks.in_flight,
-            per_endpoint=settings.webhooks.in_flight_per_endpoint,
-            poll_seconds=settings.webhooks.poll_seconds,
-            keys=keys,
-        )
+        self.deliverer = self._deliverer(sender, retry_schedule, keys)
         self.relay = Relay(
             self.session_factory,
             self.clock,
@@ -174,6 +163,21 @@ class Runtime:
         runs.register(handlers, clock=self.clock, default_currency=self.settings.billing.currency)
         handlers.include(application.handlers)
         return handlers
+
+    def _deliverer(self, sender: Sender, schedule: RetrySchedule, keys: KeyRing | None) -> Deliverer:
+        webhooks = self.settings.webhooks
+        return Deliverer(
+            self.session_factory,
+            sender,
+            self.clock,
+            schedule=schedule,
+            lease_seconds=webhooks.lease_seconds,
+            send_seconds=webhooks.timeout_seconds,
+            in_flight=webhooks.in_flight,
+            per_endpoint=webhooks.in_flight_per_endpoint,
+            poll_seconds=webhooks.poll_seconds,
+            keys=keys,
+        )
 
     def _webhook_upkeep(self) -> WebhookUpkeep:
         webhooks = self.settings.webhooks
