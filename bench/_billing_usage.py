@@ -301,7 +301,7 @@ async def _incremental(engine: AsyncEngine, before: int, runs: int) -> float:
     found = []
     for run in range(runs + 1):
         events = [
-            NewUsage(f"t{n % 100}", "tokens", Decimal(1), START + timedelta(days=n % 2), f"new-{run}-{n}")
+            NewUsage(f"t{n % 100}", "tokens", Decimal(1), START + timedelta(days=n // 500), f"new-{run}-{n}")
             for n in range(1_000)
         ]
         started = time.perf_counter()
