@@ -110,6 +110,7 @@ def test_subscriptions_begin_at_the_tenants_own_midnight(url: str) -> None:
     added = run(url, *arguments)
     run(url, "subscriptions", "add", "t2", "standard", "--from", "2025-01-01T00:00:00Z")
     listed = read_json(url, "subscriptions", "list")
+    plain = {"quantity": 1, "trial_ends_at": None, "cycle": "calendar"}
     assert listed == [
         {
             "id": added.stdout.strip(),
@@ -117,9 +118,11 @@ def test_subscriptions_begin_at_the_tenants_own_midnight(url: str) -> None:
             "plan": "standard",
             "effective_at": "2024-12-31T23:00:00Z",
             "ended_at": "2025-06-30T22:00:00Z",
-        },
+        }
+        | plain,
         {**_any_id(listed, 1), "tenant_id": "t2", "plan": "standard"}
-        | {"effective_at": "2025-01-01T00:00:00Z", "ended_at": None},
+        | {"effective_at": "2025-01-01T00:00:00Z", "ended_at": None}
+        | plain,
     ]
     assert "t2" not in run(url, "subscriptions", "list", "--tenant", "t1").stdout
     with pytest.raises(InvalidSubscription):

@@ -68,12 +68,17 @@ def test_every_price_model_can_be_written_in_the_catalog(
     assert PriceTerms.from_snapshot(json.loads(json.dumps(price.terms.to_snapshot()))) == price.terms
 
 
-def test_what_invoicing_does_not_bill_yet_is_refused_with_its_line() -> None:
+def test_what_is_counted_from_a_subscription_belongs_to_a_plan() -> None:
     text = '[[prices]]\nkey = "base"\ncurrency = "usd"\nunit_amount = "5"\nrecurring_interval = "month"\n'
-    with pytest.raises(InvalidCatalog, match=r":5: .*yearly prices are not billed yet"):
+    with pytest.raises(InvalidCatalog, match=r":5: a yearly price belongs to a plan"):
         parse_catalog(text.replace("month", "year"))
-    with pytest.raises(InvalidCatalog, match=r":6: .*in advance are not billed yet"):
-        parse_catalog(text + "advance = true\n")
+    for key in ("advance", "commitment"):
+        with pytest.raises(InvalidCatalog, match=rf":6: a price for every tenant has no {key}"):
+            parse_catalog(text + f"{key} = true\n")
+    plan = '[[plans]]\nkey = "p"\ndefault = true\n'
+    for more in ("advance = true\n", "commitment = true\n"):
+        (price,) = parse_catalog(plan + text.replace('"base"', '"base"\nplan = "p"') + more).prices
+        assert PriceTerms.from_snapshot(json.loads(json.dumps(price.terms.to_snapshot()))) == price.terms
 
 
 @pytest.mark.parametrize(
