@@ -63,6 +63,7 @@ async def _bill(session_factory: Sessions, stop: asyncio.Event) -> None:
 
 
 @pytest.mark.postgres_only
+@pytest.mark.timeout(400)
 async def test_every_event_is_billed_once_while_periods_close(
     session_factory: Sessions, database_url: str
 ) -> None:
@@ -72,12 +73,12 @@ async def test_every_event_is_billed_once_while_periods_close(
     script = str(Path(__file__).with_name("ingester.py"))
     processes = [
         await asyncio.create_subprocess_exec(
-            sys.executable, script, database_url, f"p{number}", "4", "25", stdout=asyncio.subprocess.PIPE
+            sys.executable, script, database_url, f"p{number}", "4", "10", stdout=asyncio.subprocess.PIPE
         )
         for number in range(4)
     ]
     stop = asyncio.Event()
-    billing = [asyncio.create_task(_bill(session_factory, stop)) for _ in range(3)]
+    billing = [asyncio.create_task(_bill(session_factory, stop)) for _ in range(2)]
     counted = [json.loads((await process.communicate())[0]) for process in processes]
     stop.set()
     await asyncio.gather(*billing)
