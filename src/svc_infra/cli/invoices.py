@@ -62,6 +62,10 @@ for _command in (*COMMANDS, explain, preview):
     invoices.add_command(_command)
 
 
+invoices.add_command(explain)
+invoices.add_command(preview)
+
+
 @invoices.command(name="list")
 @filter_options
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most so many.")
