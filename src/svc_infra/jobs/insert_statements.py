@@ -17,7 +17,6 @@ from sqlalchemy import (
     insert,
     literal_column,
     select,
-    type_coerce,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import Insert
@@ -112,8 +111,9 @@ def existing_statement(dialect: str) -> Select[Any]:
 
 
 def _json(text: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
-    # SQLite keeps JSON as text; a cast there would mean "to a number".
-    return type_coerce(text, JSON) if dialect == "sqlite" else cast(text, JSON)
+    # SQLite keeps JSON as the text that it is: a cast there would mean "to a number", and a parameter that is
+    # said to be JSON would be written as JSON once more.
+    return text if dialect == "sqlite" else cast(text, JSON)
 
 
 def _new_values(new: Any, dialect: str) -> dict[str, ColumnElement[Any]]:
