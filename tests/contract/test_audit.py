@@ -142,6 +142,17 @@ async def test_usage_that_is_still_to_be_counted_is_no_difference(
     assert (report.difference_count, report.waiting) == (0, 1)
 
 
+async def test_late_usage_that_was_settled_is_clean(session_factory: Sessions) -> None:
+    async with session_factory.begin() as session:
+        late = [NewUsage("t1", "calls", Decimal(100), START + timedelta(days=3), "late")]
+        await session.run_sync(record_many, late, now=NOW)
+    february = InvoiceRequest("t1", END, datetime(2025, 3, 1, 5, tzinfo=UTC), "usd")
+    async with session_factory.begin() as session:
+        await session.run_sync(generate_invoices, [february], now=datetime(2025, 3, 1, 6, tzinfo=UTC))
+    report = await run(session_factory)
+    assert (report.differences, report.waiting, report.invoices) == ([], 0, 3)
+
+
 async def test_the_nightly_job_tells_the_operator(session_factory: Sessions, engine: AsyncEngine) -> None:
     application, settings, sender = Application(), Settings(), loopback_sender()
     clock = FixedClock(NOW)
