@@ -66,9 +66,15 @@ class WakeUp:
         """Listen until the connection is lost, ``stop`` is set or it is time to try a new connection."""
         loop, is_lost = asyncio.get_running_loop(), asyncio.Event()
 
+        last_look: asyncio.TimerHandle | None = None
+
         def on_notification(*_: Any) -> None:
+            nonlocal last_look
             self._wake()
-            loop.call_later(2 * DEBOUNCE_SECONDS, self._wake)
+            # For what was committed without a notification of its own; the next one would find it, too.
+            if last_look is not None:
+                last_look.cancel()
+            last_look = loop.call_later(2 * DEBOUNCE_SECONDS, self._wake)
 
         engine = make_engine(self._url, behind_transaction_pooler=True)  # which has no pool of its own
         try:

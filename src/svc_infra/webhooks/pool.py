@@ -12,10 +12,12 @@ import ssl
 import time
 from collections import OrderedDict, deque
 
+import h11
 import httpcore
 import httpx
 
 from svc_infra.webhooks.dialer import Dialer, SocketStream
+from svc_infra.webhooks.http1 import Http1Connection
 
 _DEFAULT_PORTS = {b"http": 80, b"https": 443}
 
@@ -29,29 +31,36 @@ class _Connection:
     def __init__(self, key: OriginKey, stream: SocketStream, born_at: float) -> None:
         self.key = key
         self.stream = stream
-        self.http = httpcore.AsyncHTTP11Connection(httpcore.Origin(*key), stream)
+        self.http = Http1Connection(stream)
         self.born_at = born_at
         self.idle_since = born_at
 
 
 class Exchange:
-    """An answer whose body has not been read yet, and the connection that it holds until ``aclose``."""
+    """An answer whose body has not been read yet, and the connection that it holds until ``close``."""
 
-    __slots__ = ("_connection", "_pool", "response")
+    __slots__ = ("_connection", "_pool", "head")
 
-    def __init__(self, pool: ConnectionPool, connection: _Connection, response: httpcore.Response) -> None:
+    def __init__(self, pool: ConnectionPool, connection: _Connection, head: h11.Response) -> None:
         self._pool = pool
         self._connection: _Connection | None = connection
-        self.response = response
+        self.head = head
 
-    async def aclose(self) -> None:
+    async def read(self) -> bytes:
+        """Return the next piece of the body, or ``b""`` at its end.
+
+        Raises:
+            Exceptions of httpcore: the answer breaks off or breaks the protocol.
+        """
+        if self._connection is None:
+            return b""
+        return await self._connection.http.read_body()
+
+    def close(self) -> None:
         """Give the connection back if the answer was read to its end, else drop it."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            try:
-                await self.response.aclose()
-            finally:
-                self._pool._give_back(connection)
+            self._pool._give_back(connection)
 
 
 class ConnectionPool:
@@ -131,14 +140,12 @@ class ConnectionPool:
         self._dialer.close()
 
     async def _exchange(self, connection: _Connection, request: httpcore.Request) -> Exchange:
-        connection.stream.expect_head()
         try:
-            response = await connection.http.handle_async_request(request)
+            head = await connection.http.exchange(request)
         except BaseException:
             connection.stream.abort()
             raise
-        connection.stream.head_is_read()
-        return Exchange(self, connection, response)
+        return Exchange(self, connection, head)
 
     async def _connect(self, key: OriginKey) -> _Connection:
         scheme, host, port = key
@@ -178,7 +185,8 @@ class ConnectionPool:
 
     def _give_back(self, connection: _Connection) -> None:
         now = time.monotonic()
-        if self._closed or not connection.http.is_idle() or now - connection.born_at > self._max_age_seconds:
+        is_young = now - connection.born_at <= self._max_age_seconds
+        if self._closed or not is_young or not connection.http.is_reusable():
             connection.stream.abort()
             return
         connection.idle_since = now

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from functools import lru_cache
 from typing import cast
 
+import h11
 import httpcore
 import httpx
 
@@ -82,12 +83,12 @@ class HttpSender:
                 try:
                     excerpt = await _read_excerpt(exchange)
                 finally:
-                    await exchange.aclose()
+                    exchange.close()
         except Exception as error:  # the delivery send boundary: whatever a peer does, the loop goes on
             reason, detail = _classify(error)
             return SendFailure(reason, detail[:_MAX_TEXT], _milliseconds_since(started))
-        response = exchange.response
-        return Answer(response.status, _retry_after(response), excerpt, _milliseconds_since(started))
+        head = exchange.head
+        return Answer(head.status_code, _retry_after(head), excerpt, _milliseconds_since(started))
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -133,24 +134,19 @@ def _encode(request: OutgoingRequest, urls: UrlPolicy) -> httpcore.Request:
 
 async def _read_excerpt(exchange: Exchange) -> bytes:
     """Read the body up to the limit and return its beginning, as it came over the wire."""
-    # httpcore's stream is an async generator, which its type does not say.
-    body = cast(AsyncGenerator[bytes, None], aiter(cast(AsyncIterator[bytes], exchange.response.stream)))
     excerpt = bytearray()
     size = pieces = 0
-    async for chunk in body:
-        size += len(chunk)
+    # Pieces are counted too: chunks of one byte cost thousands of parser steps without a pause.
+    while size < MAX_BODY_BYTES and pieces < _MAX_PIECES and (piece := await exchange.read()):
+        size += len(piece)
         pieces += 1
-        excerpt += chunk[: MAX_EXCERPT_BYTES - len(excerpt)]
-        # Pieces are counted too: chunks of one byte cost thousands of parser steps without a pause.
-        if size >= MAX_BODY_BYTES or pieces >= _MAX_PIECES:
-            await body.aclose()
-            break
+        excerpt += piece[: MAX_EXCERPT_BYTES - len(excerpt)]
     return bytes(excerpt)
 
 
-def _retry_after(response: httpcore.Response) -> str | None:
-    for name, value in response.headers:
-        if name.lower() == b"retry-after":
+def _retry_after(head: h11.Response) -> str | None:
+    for name, value in head.headers:  # in lower case
+        if name == b"retry-after":
             return value[:_MAX_TEXT].decode("latin-1")
     return None
 
@@ -206,12 +202,12 @@ class PooledTransport(httpx.AsyncBaseTransport):
             )
         except (AddressRefused, *_HTTPCORE_ERRORS) as error:
             raise _as_httpx(error) from error
-        response = exchange.response
+        head = exchange.head
         return httpx.Response(
-            response.status,
-            headers=response.headers,
+            head.status_code,
+            headers=head.headers.raw_items(),
             stream=_ResponseBody(exchange),
-            extensions=response.extensions,
+            extensions={"http_version": b"HTTP/" + head.http_version, "reason_phrase": head.reason},
         )
 
     async def aclose(self) -> None:
@@ -225,13 +221,13 @@ class _ResponseBody(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            async for chunk in cast(AsyncIterator[bytes], self._exchange.response.stream):
-                yield chunk
+            while piece := await self._exchange.read():
+                yield piece
         except _HTTPCORE_ERRORS as error:
             raise _as_httpx(error) from error
 
     async def aclose(self) -> None:
-        await self._exchange.aclose()
+        self._exchange.close()
 
 
 def _as_httpx(error: Exception) -> httpx.TransportError:

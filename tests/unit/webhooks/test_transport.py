@@ -310,8 +310,9 @@ async def closes(peer: Peer, reader: asyncio.StreamReader, writer: asyncio.Strea
         always_answering(b"220 mail.example ESMTP\r\n\r\n"),
         always_answering(b"HTTP/1.1 200 OK\r\nx: " + b"y" * 300_000),
         always_answering(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnot a size\r\n"),
+        always_answering(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n"),
     ],
-    ids=["reset", "close", "not http", "huge header", "bad chunk"],
+    ids=["reset", "close", "not http", "huge header", "bad chunk", "other protocol"],
 )
 async def test_an_answer_that_breaks_the_protocol_is_a_failure_and_not_repeated(script: Script) -> None:
     async with peer_that(script) as peer, sending() as (sender, pool):
@@ -394,6 +395,15 @@ async def test_two_hundred_sends_are_in_flight_at_once() -> None:
             answers = await asyncio.gather(*(status_of(sender, peer.url) for _ in range(200)))
             assert answers == [204] * 200
         assert (peer.connections, pool.open_count, pool.idle_count) == (200, 200, 200)
+
+
+async def test_what_follows_an_answer_is_not_taken_for_the_next_one() -> None:
+    script = always_answering(b"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 410 Gone\r\n\r\n")
+    async with peer_that(script) as peer, sending() as (sender, pool):
+        for connections in (1, 2):
+            answer = await sender.send(request_to(peer.url))
+            assert isinstance(answer, Answer)
+            assert (answer.status, peer.connections, pool.idle_count) == (204, connections, 0)
 
 
 async def test_a_connection_that_dies_on_reuse_is_replaced_at_once() -> None:
