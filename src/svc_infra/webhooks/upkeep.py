@@ -8,6 +8,7 @@ from collections.abc import Callable
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from svc_infra import failpoints
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.jobs.loop import run_loop
 from svc_infra.webhooks.endpoint_removal import clear_removed
@@ -46,6 +47,8 @@ class WebhookUpkeep:
                 now=self._clock.now(),
                 kept=min(self._retention.delivered, self._retention.dead),
             )
+            if has_advanced:
+                failpoints.reached("before_replay_commit")
         if has_advanced and self._on_queued is not None:
             self._on_queued()
         return has_advanced
