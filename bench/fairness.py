@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from svc_infra.db.schema import create_schema
 from svc_infra.db.session import make_engine, make_session_factory
 from svc_infra.jobs import Handlers, Job, SqlJobQueue, Worker
+from svc_infra.logs import configure_logging
 
 WORK_SECONDS = 0.005
 PAUSE_SECONDS = 0.03
@@ -44,6 +45,7 @@ LOAD = {
 
 async def work(url: str, kind: str) -> None:
     """Be the worker: run jobs until standard input ends, and print when each of B's started."""
+    configure_logging("error")  # to standard error; standard output is for the measurement
     engine = make_engine(url)
     sessions = make_session_factory(engine)
     handlers, stop = Handlers(sessions), asyncio.Event()
