@@ -21,6 +21,9 @@ from tests.contract.queue_contract import EXPIRED, NOW, QueueContract, Sessions,
 __all__ = ["clock"]  # a fixture of the contract
 
 
+_PLANS = "hashjoin mergejoin hashagg sort material memoize indexscan indexonlyscan bitmapscan".split()
+
+
 @pytest.mark.sqlite_only
 class TestMemoryQueue(QueueContract):
     """The memory queue, with sessions of a SQLite database to bind it to."""
@@ -99,6 +102,21 @@ class TestSqlQueue(QueueContract):
         assert "ix_jobs_available" in plan
         assert "Seq Scan on jobs" not in plan
         assert not re.search(r"SCAN (jobs|head)(?! USING INDEX ix_jobs_available)", plan), plan
+
+    @pytest.mark.postgres_only
+    async def test_a_claim_leases_its_limit_under_any_plan(
+        self, queue: SqlJobQueue, session_factory: Sessions
+    ) -> None:
+        async with session_factory() as session:
+            await queue.enqueue_many(session, [JobRequest("n") for _ in range(200)])
+            await session.commit()
+        async with session_factory() as session:
+            # Nested loops alone: a sub-select that is run again for every row chooses other rows each time.
+            for plan in _PLANS:
+                await session.execute(text(f"SET LOCAL enable_{plan} = off"))
+            parameters = {"limit": 2, "now": NOW, "lease_id": "x", "lease_seconds": 9.0}
+            rows = (await session.execute(claim_by(ClaimFilters(), False), parameters)).all()
+        assert len(rows) == 2
 
     @pytest.mark.postgres_only
     async def test_a_finish_that_is_not_committed_yet_holds_up_no_other_lease(

@@ -119,13 +119,13 @@ async def test_twenty_schedulers_at_once_fire_once(
     await asyncio.gather(*(scheduler.tick() for scheduler in schedulers))
     clock.advance(HOUR * 3)
     counts = await asyncio.gather(*(scheduler.tick() for scheduler in schedulers))
+    for engine in engines:
+        await engine.dispose()
     assert sum(counts) == 6
     async with session_factory() as session:
         assert (await session.execute(text("SELECT count(*) FROM jobs"))).scalar_one() == 6
         linked = "SELECT count(*) FROM cron_fires f JOIN jobs j ON j.id = f.job_id"
         assert (await session.execute(text(linked))).scalar_one() == 6
-    for engine in engines:
-        await engine.dispose()
 
 
 async def test_a_late_scheduler_fires_nothing_that_was_fired_and_sets_nothing_back(

@@ -82,7 +82,7 @@ async def test_a_stopping_worker_lets_jobs_end_and_gives_the_others_back(
 
     ending = await enqueue(queue, session_factory, "quick")
     hung = await enqueue(queue, session_factory, "hanging", max_attempts=1)
-    worker = Worker(queue, handlers, grace_seconds=0.2)
+    worker = Worker(queue, handlers, grace_seconds=1.0)
     running = asyncio.create_task(worker.run(stop))
     await starting.wait()
     stop.set()
@@ -132,6 +132,26 @@ async def test_a_claim_under_way_when_the_stop_comes_is_given_back(
     may_return.set()
     await running
     assert [(job.id, job.attempt, job.rescues) for job in await claim(9)] == [(each, 1, 0) for each in ids]
+
+
+@pytest.mark.sqlite_only
+async def test_a_worker_stops_in_order_although_the_database_is_away(
+    queue: SqlJobQueue, handlers: Handlers, session_factory: Sessions, monkeypatch: Any
+) -> None:
+    stop = asyncio.Event()
+
+    @handlers.plain("n")
+    async def hang(job: Job) -> None:
+        monkeypatch.setattr(queue, "release", away)
+        stop.set()
+        await asyncio.Event().wait()
+
+    async def away(jobs: Any) -> set[str]:
+        raise ConnectionRefusedError
+
+    job = await enqueue(queue, session_factory, "n")
+    await Worker(queue, handlers, grace_seconds=0.01).run(stop)
+    assert await state_of(queue, job) is JobState.RUNNING, "its lease runs out by itself"
 
 
 async def test_claimed_jobs_that_have_not_started_are_given_back_at_once(

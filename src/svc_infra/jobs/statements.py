@@ -302,6 +302,8 @@ def prune_statement() -> ReturningDelete[Any]:
             jobs.c.state.in_(bindparam("states", expanding=True)),
             jobs.c.finished_at < bindparam("before", type_=UtcDateTime),
         )
+        # Without an order PostgreSQL would read the table until it has found enough, which may be all.
+        .order_by(jobs.c.finished_at)
         .limit(bindparam("limit", type_=Integer))
         .with_for_update(skip_locked=True, of=jobs)
         .cte("old")

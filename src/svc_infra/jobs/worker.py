@@ -11,8 +11,10 @@ from operator import attrgetter
 from random import Random
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from svc_infra.clock import Clock
+from svc_infra.db.transient import is_transient
 from svc_infra.jobs.executor import Executor, session_factory_of
 from svc_infra.jobs.handlers import HandlerKind, Handlers
 from svc_infra.jobs.heartbeat import Heartbeat
@@ -127,10 +129,6 @@ class Worker:
             await stop.wait()
             await self._end_tasks(claiming)
         log.info("worker.stopped", completed=self.stats.completed)
-
-    def kept(self) -> Heartbeat:
-        """Keep one heartbeat over many drains, ``async with worker.kept():``, instead of one for each."""
-        return self._heartbeat
 
     async def drain(self) -> int:
         """Run until nothing is due at the clock's now and return how many attempts ended.
@@ -307,7 +305,13 @@ class Worker:
         await self._executor.settle()
         # A claim that was under way when the stop came may have brought jobs, which never start.
         await claiming
-        await self._settle_unfinished()
+        try:
+            await self._settle_unfinished()
+        except (SQLAlchemyError, OSError) as error:
+            if not is_transient(error):
+                raise
+            # Their leases run out by themselves; there is nothing else that this process could do.
+            log.warning("worker.jobs_left", jobs=len(self._unfinished), error=repr(error)[:300])
 
     def _has_room(self) -> bool:
         return any(lane.room() for lane in self._lanes)
