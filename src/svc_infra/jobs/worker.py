@@ -130,6 +130,10 @@ class Worker:
             await self._end_tasks(claiming)
         log.info("worker.stopped", completed=self.stats.completed)
 
+    def kept(self) -> Heartbeat:
+        """Keep one heartbeat over many drains, ``async with worker.kept():``, instead of one for each."""
+        return self._heartbeat
+
     async def drain(self) -> int:
         """Run until nothing is due at the clock's now and return how many attempts ended.
 
