@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from svc_infra.billing import quota_statements as statements
 from svc_infra.billing.catalog_entitlement import ALWAYS, FeatureValue
 from svc_infra.billing.first_use import ready
+from svc_infra.billing.metrics import QUOTA_REFUSALS
 from svc_infra.billing.periods import Period, day_bounds, local_day, month_bounds, zone
 from svc_infra.billing.quota_alerts import Publisher, crossed, publish_crossed
 from svc_infra.billing.quota_models import QuotaReservation
@@ -261,6 +262,7 @@ def _named(tenant_id: str, key: str, window: str, period: Period) -> dict[str, A
 def _exceeded(
     session: Session, tenant_id: str, key: str, window: Window, now: datetime, wanted: Decimal
 ) -> QuotaExceeded:
+    QUOTA_REFUSALS.inc()
     quota = quota_of(session, tenant_id, key, window, now=now)
     assert quota is not None  # it was there a moment ago, under this transaction's lock
     more = "" if wanted == 1 else f", {canonical_decimal(wanted)} more asked for"

@@ -17,3 +17,4 @@ AGGREGATE_MILLISECONDS = Histogram(
 INVOICES_GENERATED = Counter(
     "billing_invoice_generated_total", "Invoices made (found again ones not counted)."
 )
+QUOTA_REFUSALS = Counter("billing_quota_refusals", "Requests that a hard quota refused.")

@@ -39,6 +39,7 @@ _COMMANDS = {
     "keys": ("svc_infra.cli.keys:keys", "Make, list and revoke the keys of the HTTP API."),
     "config": ("svc_infra.cli.config:config", "Show the settings in force and where each comes from."),
     "simulate": ("svc_infra.cli.simulate:simulate", "Bill usage under a catalog in simulated time."),
+    "healthcheck": ("svc_infra.cli.healthcheck:healthcheck", "Ask a running process how it is."),
     "doctor": ("svc_infra.cli.doctor:doctor", "Check the database, the settings and the schedules."),
 }
 

@@ -10,11 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import asyncpg
 import click
 import httpcore
 from sqlalchemy import URL, text
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from svc_infra.billing.money import normalize_currency
@@ -24,6 +22,7 @@ from svc_infra.cli.table import print_table
 from svc_infra.clock import SystemClock
 from svc_infra.config import Settings
 from svc_infra.db.migration import head_revision, require_head
+from svc_infra.db.readiness import DATABASE_ERRORS
 from svc_infra.db.session import make_session_factory
 from svc_infra.exceptions import (
     AddressRefused,
@@ -41,7 +40,6 @@ from svc_infra.webhooks.guard import PublicAddresses
 OK, FAILED, SKIPPED, WARNING = "ok", "failed", "skipped", "warning"
 MAX_CLOCK_SKEW_SECONDS = 5.0
 _DIAL_SECONDS = 5.0
-_DATABASE_ERRORS = (SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +106,7 @@ async def _database(engine: AsyncEngine) -> Check:
         async with engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
             version = ".".join(map(str, connection.dialect.server_version_info or ()))
-    except _DATABASE_ERRORS as error:
+    except DATABASE_ERRORS as error:
         advice = "check the address, the user and that the server runs"
         return Check("database", FAILED, f"{shown} does not answer: {_first_line(error)}; {advice}")
     return Check("database", OK, f"{shown} answers, version {version}")

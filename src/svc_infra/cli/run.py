@@ -69,6 +69,7 @@ async def _run(settings: Settings, application: Application | None, index: int |
                 engine,
                 stop,
                 keeps_leases=lambda: runtime.worker.keeps_leases,
+                schedules=lambda: runtime.scheduler.schedules,
                 index=index or 0,
             ):
                 log.info("worker.ready", pid=os.getpid(), database=engine.dialect.name)

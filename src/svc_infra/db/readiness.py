@@ -12,8 +12,8 @@ from svc_infra.db.migration import require_head
 from svc_infra.exceptions import SchemaMissing
 
 ANSWER_SECONDS = 2.0
-# What a database that is away, or a pool without a free connection, raises; drivers do not wrap everything.
-_AWAY = (SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+DATABASE_ERRORS = (SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+"""What a database that is away, or a pool without a free connection, raises; drivers do not wrap all."""
 
 
 async def why_not_ready(engine: AsyncEngine, *, within_seconds: float = ANSWER_SECONDS) -> str | None:
@@ -25,6 +25,6 @@ async def why_not_ready(engine: AsyncEngine, *, within_seconds: float = ANSWER_S
         return str(error)
     except TimeoutError:
         return f"the database did not answer within {within_seconds:g} s"
-    except _AWAY:
+    except DATABASE_ERRORS:
         return "the database does not answer"
     return None

@@ -26,6 +26,7 @@ from svc_infra.jobs.handlers import (
 )
 from svc_infra.jobs.heartbeat import Heartbeat
 from svc_infra.jobs.job import Job, JobState
+from svc_infra.jobs.metrics import JOB_SECONDS, JOB_WAIT_SECONDS
 from svc_infra.jobs.outcome import Complete, Discard, Ending, Outcome
 from svc_infra.jobs.queue import DEFAULT_LEASE_SECONDS, Finish, JobQueue
 from svc_infra.jobs.retry import RetryPolicy
@@ -79,6 +80,9 @@ class Executor:
         """
         registration, slot = self._handlers[jobs[0].name], slot or nullcontext()
         runnable = await self._discard_worn_out(registration, jobs)
+        if runnable:
+            waited = self._clock.now() - min(job.run_at for job in runnable)
+            JOB_WAIT_SECONDS.labels(registration.name).observe(max(0.0, waited.total_seconds()))
         if registration.kind is HandlerKind.PLAIN:
             for job in runnable:
                 await self._run_plain(registration, job, slot)
@@ -147,6 +151,7 @@ class Executor:
                 self._decide(registration.policy, job, result.outcomes.get(job.id)) for job in result.jobs
             ]
             await self._repeated(lambda: self._queue.finish(now_finished))
+        JOB_SECONDS.labels(name).observe(seconds)
         self.stats.count(name, JobState.COMPLETED, jobs=len(result.jobs) - others)
         if len(result.jobs) < len(jobs):
             self._lost(name, len(jobs) - len(result.jobs))
@@ -166,7 +171,8 @@ class Executor:
     async def _plain_ending(self, registration: Registration, job: Job) -> Ending:
         try:
             work = registration.run_plain(job)
-            return await Boundary().run(work, timeout_seconds=registration.timeout_of([job]))
+            with JOB_SECONDS.labels(registration.name).time():
+                return await Boundary().run(work, timeout_seconds=registration.timeout_of([job]))
         except Exception as error:
             return error
 
@@ -215,7 +221,7 @@ class Executor:
         return await work()
 
     def _lost(self, name: str, jobs: int) -> None:
-        self.stats.lost += jobs
+        self.stats.count_lost(name, jobs)
         log.warning("jobs.lease_lost", name=name, jobs=jobs)
 
 

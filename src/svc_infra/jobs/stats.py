@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from svc_infra.jobs.job import JobState
+from svc_infra.jobs.metrics import JOBS_ENDED
 from svc_infra.jobs.outcome import Outcome, Snooze
 
 
@@ -27,16 +28,27 @@ class Stats:
         return self.completed + self.retried + self.snoozed + self.discarded + self.cancelled
 
     def count(self, name: str, state: JobState, *, outcome: Outcome | object = None, jobs: int = 1) -> None:
-        """Count ``jobs`` of this name that went to ``state``."""
+        """Count ``jobs`` of this name that went to ``state``, here and in the metrics."""
         match state:
             case JobState.COMPLETED:
                 self.completed += jobs
                 self.by_name[name] = self.by_name.get(name, 0) + jobs
+                ended = "completed"
             case JobState.DISCARDED:
                 self.discarded += jobs
+                ended = "discarded"
             case JobState.CANCELLED:
                 self.cancelled += jobs
+                ended = "cancelled"
             case _ if isinstance(outcome, Snooze):
                 self.snoozed += jobs
+                ended = "snoozed"
             case _:
                 self.retried += jobs
+                ended = "retried"
+        JOBS_ENDED.labels(name, ended).inc(jobs)
+
+    def count_lost(self, name: str, jobs: int) -> None:
+        """Count ``jobs`` whose lease was gone when they ended: nothing of them was written."""
+        self.lost += jobs
+        JOBS_ENDED.labels(name, "lost").inc(jobs)

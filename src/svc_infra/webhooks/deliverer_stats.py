@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from svc_infra.webhooks.claimed_delivery import DeliveryResult
+from svc_infra.webhooks.metrics import ATTEMPTS
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class DelivererStats:
                 self.lost += 1
                 continue
             self.outcomes[result.verdict.outcome.value] += 1
+            ATTEMPTS.labels(result.verdict.outcome.value).inc()
             self.duration_ms += result.result.duration_ms
             if result.verdict.state == "delivered":
                 self.delivered += 1
