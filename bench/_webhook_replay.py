@@ -27,7 +27,7 @@ FROM generate_series(1, CAST(:count AS integer)) AS n
 _DELIVERIES = """
 INSERT INTO webhook_deliveries (id, message_id, endpoint_id, tenant_id, state, run_at, attempt, rescues,
                                 created_at, finished_at, last_outcome)
-SELECT 'delivered_' || substr(id, 5), id, :endpoint_id, tenant_id, 'delivered', occurred_at, 0, 0,
+SELECT substr(id, 5), id, :endpoint_id, tenant_id, 'delivered', occurred_at, 0, 0,
        occurred_at, occurred_at, 'success'
 FROM outbox_messages
 """

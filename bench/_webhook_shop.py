@@ -64,12 +64,12 @@ class Shop:
                 message_id = self._webhooks.publish(topic, payload, session=session, tenant_id=tenant_id)
         return message_id, started
 
-    async def publish_many(self, count: int, *, at_once: int = 500) -> None:
-        """Publish so many messages, so many in a transaction."""
+    async def publish_many(self, count: int, *, tenants: int, at_once: int = 500) -> None:
+        """Publish so many messages of so many tenants in turn, so many in a transaction."""
         for first in range(0, count, at_once):
+            numbers = [n % tenants for n in range(first, min(first + at_once, count))]
             publications = [
-                Publication(topic, payload, tenant_id)
-                for topic, payload, tenant_id in map(_fact, range(first, min(first + at_once, count)))
+                Publication(topic, payload, tenant_id) for topic, payload, tenant_id in map(_fact, numbers)
             ]
             async with self.session_factory.begin() as session:
                 await session.run_sync(
