@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -71,7 +72,7 @@ def make_engine(
             poolclass=NullPool,
             connect_args={"statement_cache_size": 0, "prepared_statement_cache_size": 0},
         )
-    return create_async_engine(
+    engine = create_async_engine(
         parsed,
         hide_parameters=True,
         pool_size=pool_size,
@@ -89,6 +90,8 @@ def make_engine(
             }
         },
     )
+    _roll_back_at_reset(engine, lambda driver: bool(driver.is_in_transaction()))
+    return engine
 
 
 def make_session_factory(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
@@ -160,14 +163,21 @@ def _sqlite_engine(url: URL) -> AsyncEngine:
     def _begin_immediate(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
+    _roll_back_at_reset(engine, lambda driver: bool(driver.in_transaction))
+    return engine
+
+
+def _roll_back_at_reset(engine: AsyncEngine, is_open: Callable[[Any], bool]) -> None:
+    """End what a commit that failed without reaching the database has left open.
+
+    A session that is closed then takes the transaction for ended. On SQLite nobody could begin another one;
+    on PostgreSQL the next one would go on in it, and commit what had failed.
+    """
+
     @event.listens_for(engine.sync_engine, "reset")
     def _end_transaction(dbapi_connection: Any, _record: Any, state: PoolResetState) -> None:
-        # A commit that failed, because somebody was reading or the disk was full, leaves its transaction
-        # open, and a session that is closed then takes it for ended: nobody could begin another one.
-        if not state.terminate_only and dbapi_connection.driver_connection.in_transaction:
+        if not state.terminate_only and is_open(dbapi_connection.driver_connection):
             dbapi_connection.rollback()
-
-    return engine
 
 
 def _milliseconds(seconds: float) -> str:
