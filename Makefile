@@ -9,7 +9,7 @@ BENCH_VENV ?= .bench-venv
 USE_UV := command -v uv >/dev/null 2>&1
 PIP_FLAGS := -qq --disable-pip-version-check
 
-.PHONY: help demo test check fmt bench bench-deps node-deps lock clean
+.PHONY: help demo test check chaos fmt bench bench-deps node-deps lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ check: $(VENV)/.ready ## Run all that CI runs: format, lint, types, layers, test
 	$(PY) -m mypy --strict src
 	$(VENV)/bin/lint-imports
 	$(PY) -m pytest
+
+chaos: $(VENV)/.ready ## Kill, pause and stop workers and databases for minutes (make chaos ARGS="--minutes 10")
+	@$(PY) -m tests.chaos.run $(ARGS)
 
 fmt: $(VENV)/.ready ## Format the code and apply the safe lint fixes
 	$(PY) -m ruff check --fix-only .

@@ -32,12 +32,14 @@ class Campaign:
         self.faults = 0
         self.violations: list[str] = []
 
-    async def run(self, cases: Iterable[Case]) -> None:
+    async def run(self, cases: Iterable[Case], kinds: Iterable[Kind] = tuple(Kind)) -> None:
         for case in cases:
             error = await self._run(case, None)
             assert error is None, f"{case.name} fails without a fault"
             assert self.violations == [], f"{case.name} without a fault: {self.violations}"
             for fault in single_faults(self.injector.steps.copy()):
+                if fault.kind not in kinds:
+                    continue
                 await self._run(case, fault)
                 assert self.injector.fired, f"{case.name}: {fault} did not happen"
                 self.runs += 1
@@ -68,6 +70,7 @@ async def shop(engine: AsyncEngine) -> Shop:
     return shop
 
 
+@pytest.mark.timeout(600)
 async def test_no_single_fault_loses_or_doubles_anything(
     shop: Shop, target: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,7 +100,7 @@ async def test_the_campaign_finds_an_effect_that_is_written_beside_the_completio
     shop = TwoTransactions(engine)
     await shop.make_tables()
     campaign = Campaign(shop)
-    await campaign.run([SINGLE])
+    await campaign.run([SINGLE], [Kind.COMMIT_LOST_BEFORE])
     assert any("happened 2 times" in violation for violation in campaign.violations)
 
 
@@ -113,6 +116,5 @@ async def test_the_campaign_finds_a_missing_fence(shop: Shop, monkeypatch: pytes
 
     monkeypatch.setattr(attempts, "_fence", no_fence)
     campaign = Campaign(shop)
-    await campaign.run([SINGLE])
-    lost = [violation for violation in campaign.violations if Kind.COMMIT_LOST_AFTER.value in violation]
-    assert any("happened 2 times" in violation for violation in lost)
+    await campaign.run([SINGLE], [Kind.COMMIT_LOST_AFTER])
+    assert any("happened 2 times" in violation for violation in campaign.violations)
