@@ -173,14 +173,17 @@ class Chaos:
     async def _act(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         acts = [self._kill, self._kill, self._pause, self._stop, self._terminate, self._fast, self._immediate]
-        while time.monotonic() < until:
+        is_first = True
+        while is_first or time.monotonic() < until:
             self.rng.shuffle(acts)
             for act in acts:
-                if time.monotonic() >= until:
+                # Each of them at least once, however slow the machine is.
+                if not is_first and time.monotonic() >= until:
                     break
                 await act()
                 await self._wake()
                 await asyncio.sleep(self.plan.pause_seconds * (0.5 + self.rng.random()))
+            is_first = False
 
     async def _victim(self) -> asyncio.subprocess.Process:
         """Choose a worker that is at work."""

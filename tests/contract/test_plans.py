@@ -20,6 +20,7 @@ from svc_infra.db.session import make_session_factory
 from svc_infra.jobs import Job, JobKind, JobRequest, JobState, SqlJobQueue, rows
 from svc_infra.jobs.limit import Limit
 from svc_infra.jobs.limited_claim import claim_limited
+from svc_infra.jobs.lines import Place
 from svc_infra.jobs.pausing import pause_queue
 from tests.contract.queue_contract import NOW, Sessions, clock
 
@@ -38,7 +39,7 @@ def claim(session: Session, **options: Any) -> list[Job]:
 
 
 def claim_some_limited(session: Session, **options: Any) -> list[Job]:
-    return claim_limited(session, 50, **{**DUE, **options}, database="")
+    return claim_limited(session, 50, **{**DUE, **options}, database="", place=Place())
 
 
 def prune(session: Session) -> int:
