@@ -14,7 +14,6 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from sqlalchemy import select, text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from svc_infra.billing import BillingService, Price, UsageEvent
+from svc_infra.billing import UsageEvent
 from svc_infra.cli import cli
 from svc_infra.db.migration import migrate
 from svc_infra.db.session import make_engine
@@ -243,41 +242,20 @@ def anchors(path: Path) -> set[str]:
 # --- queries for the operator ---------------------------------------------------------------------
 
 
-def queries(*, is_postgres: bool) -> list[str]:
+def queries() -> list[str]:
     found = [block.code for block in blocks("docs/operations.md") if block.language == "sql"]
-    meant = [code for code in found if is_postgres or not code.startswith("-- PostgreSQL")]
-    return [query for code in meant for query in code.split(";") if query.strip()]
+    return [query for code in found for query in code.split(";") if query.strip()]
 
 
 async def test_the_operator_s_queries_find_nothing_wrong_in_a_quiet_database(
-    target: str, engine: AsyncEngine
+    engine: AsyncEngine,
 ) -> None:
-    statements = queries(is_postgres=target == "postgres")
+    statements = queries()
     assert len(statements) >= 9
     async with engine.connect() as connection:
         for statement in statements:
             rows = (await connection.execute(text(statement))).all()
             assert all(row[0] == 0 for row in rows), statement
-
-
-@pytest.mark.postgres_only
-async def test_the_query_for_unbilled_usage_finds_what_came_late(
-    session_factory: async_sessionmaker[AsyncSession],
-) -> None:
-    january = datetime(2025, 1, 1, tzinfo=UTC), datetime(2025, 2, 1, tzinfo=UTC)
-    [query] = [code for code in queries(is_postgres=True) if "-- PostgreSQL" in code]
-
-    def record(session: Any, key: str) -> None:
-        BillingService(session, "t1").record_usage("calls", 3, january[0], key)
-
-    async with session_factory.begin() as session:
-        session.add(Price(key="calls", currency="usd", metric="calls", unit_amount=2))
-        await session.run_sync(record, "in-time")
-        await session.run_sync(lambda s: BillingService(s, "t1").generate_monthly_invoice(*january, "usd"))
-        assert (await session.execute(text(query))).all() == []
-        await session.run_sync(record, "late")
-        [row] = await session.execute(text(query))
-    assert (row.tenant_id, row.metric, row.recorded, row.billed, row.difference) == ("t1", "calls", 6, 3, 3)
 
 
 def test_the_log_lines_to_alert_on_are_written_somewhere() -> None:
