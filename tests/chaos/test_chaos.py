@@ -12,7 +12,7 @@ from tests.chaos.servers import can_replicate
 
 @pytest.mark.timeout(240)
 async def test_workers_and_databases_that_come_and_go_lose_and_repeat_nothing(tmp_path: Path) -> None:
-    plan = Plan(seconds=24, lease_seconds=1.0, pause_seconds=0.3, seed=7)
+    plan = Plan(seconds=8, lease_seconds=1.0, pause_seconds=0.3, seed=7)
     report = await Chaos(plan, tmp_path).run()
     assert report.faults() == [], report.lines()
     assert report.accepted > 100

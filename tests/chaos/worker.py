@@ -35,7 +35,9 @@ async def main(url: str, lease_seconds: float, starts: int) -> None:
     queue, handlers, rng = SqlJobQueue(sessions), Handlers(sessions), Random()
 
     def note(jobs: Sequence[Job]) -> None:
-        lines = "".join(f"{job.id} {job.attempt} {job.rescues} {time.time():.3f}\n" for job in jobs)
+        lines = "".join(
+            f"{job.id} {job.attempt} {job.rescues} {time.time():.3f} {os.getpid()}\n" for job in jobs
+        )
         os.write(starts, lines.encode())
 
     @handlers.job("chaos.one", policy=POLICY)
