@@ -163,7 +163,7 @@ async def test_the_number_of_statements_does_not_grow_with_the_days(
     statements.clear()
     days = [key(f"t{number}", at=NOON + timedelta(days=day)) for number in range(100) for day in range(10)]
     assert len(await totals(session_factory, *days, will_publish=True)) == 1_000
-    assert len(statements) == for_one <= 6
+    assert len(statements) == for_one <= 7
 
 
 @pytest.mark.sqlite_only
