@@ -423,8 +423,8 @@ async def test_all_of_them_at_once_cost_little_memory_and_leave_a_good_endpoint_
             tracemalloc.stop()
 
         outcomes = [judged(send.result())[1] for send in hostile]
-        # Alone each is judged exactly, as the tests above show. Here a flood may reach the deadline before its
-        # limit, because all of them are read on one core.
+        # Alone each is judged exactly, as the tests above show. Here a flood may reach the deadline before
+        # its limit, because all of them are read on one core.
         exact = [case.outcome for case in HOSTILE.values()] * 3
         late = {AttemptOutcome.PROTOCOL_ERROR: AttemptOutcome.TIMEOUT}
         assert [
