@@ -26,7 +26,7 @@ def keys() -> None:
 @keys.command()
 @click.option("--name", required=True, help="Who will use it, for the list.")
 @click.option("--tenant", "tenant_id", help="The tenant that it is bound to.")
-@click.option("--operator", "is_operator", is_flag=True, help="For all tenants, jobs and queues instead.")
+@click.option("--operator", "is_operator", is_flag=True, help="For all tenants; each request names one.")
 @click.option(
     "--scope", "scopes", multiple=True, required=True, help=f"{', '.join(OPERATOR_SCOPES)}; or billing.* …"
 )

@@ -31,14 +31,12 @@ class Principal:
     """Who is asking, after authentication: one tenant, and what may be done in its name.
 
     ``scopes`` are some of ``svc_infra.api.keys.OPERATOR_SCOPES``; unless given, billing's two. ``name`` tells
-    callers of one tenant apart. An operator (``is_operator``) acts for the tenant of ``tenant_id``, or for
-    none where that is empty, and may use the routes of jobs.
+    callers of one tenant apart. Where ``tenant_id`` is empty, an operator is asking and has named no tenant.
     """
 
     tenant_id: str
     scopes: frozenset[str] = BILLING_SCOPES
     name: str = ""
-    is_operator: bool = False
 
 
 PrincipalSource: TypeAlias = Callable[[Request], Principal | Awaitable[Principal | None] | None]
@@ -126,9 +124,8 @@ async def _principal_of_key(request: Request, context: ApiContext) -> Principal 
     key = await context.keys.find(text, context.database.session_factory, now=context.clock.now())
     if key is None:
         return None
-    is_operator = key.tenant_id is None
-    tenant_id = request.headers.get(TENANT_HEADER, "") if is_operator else str(key.tenant_id)
-    return Principal(tenant_id, key.scopes, name=key.id, is_operator=is_operator)
+    tenant_id = request.headers.get(TENANT_HEADER, "") if key.tenant_id is None else key.tenant_id
+    return Principal(tenant_id, key.scopes, name=key.id)
 
 
 async def get_principal(request: Request) -> Principal:
@@ -152,29 +149,13 @@ def require_scope(scope: str) -> Callable[[Principal], Awaitable[Principal]]:
     """Return a dependency on a caller who has ``scope`` and acts for a tenant; it answers 403 to others."""
 
     async def principal_with_scope(principal: CurrentPrincipal) -> Principal:
-        _require(principal, scope)
+        if scope not in principal.scopes:
+            raise HTTPException(403, f"This needs the scope {scope}.")
         if not principal.tenant_id:
             raise HTTPException(400, f"Say for which tenant, with the header {TENANT_HEADER}.")
         return principal
 
     return principal_with_scope
-
-
-def require_operator(scope: str) -> Callable[[Principal], Awaitable[Principal]]:
-    """Return a dependency on an operator who has ``scope``; it answers 403 to others."""
-
-    async def operator_with_scope(principal: CurrentPrincipal) -> Principal:
-        _require(principal, scope)
-        if not principal.is_operator:
-            raise HTTPException(403, "This is the operator's; a tenant's key does not open it.")
-        return principal
-
-    return operator_with_scope
-
-
-def _require(principal: Principal, scope: str) -> None:
-    if scope not in principal.scopes:
-        raise HTTPException(403, f"This needs the scope {scope}.")
 
 
 async def get_session_factory(request: Request) -> SessionFactory:
