@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from svc_infra.db.schema import create_schema
@@ -31,7 +31,9 @@ for _name in [name for name in os.environ if name.startswith("SVC__") or name ==
     del os.environ[_name]
 
 # A shared machine is slow at times, and slow is not wrong.
-settings.register_profile("svc_infra", deadline=None, print_blob=True)
+# Explaining a failure traces every line, which on a database takes minutes and hides it behind a timeout.
+_PHASES = [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]
+settings.register_profile("svc_infra", deadline=None, print_blob=True, phases=_PHASES)
 settings.load_profile("svc_infra")
 
 TARGETS = ["sqlite", "postgres"]

@@ -8,13 +8,16 @@ from decimal import Decimal
 
 import pytest
 from sqlalchemy import delete, text
+from sqlalchemy.orm import Session
 
 from svc_infra.billing.aggregation import DayKey, recompute
 from svc_infra.billing.invoice_closing import generate_closing_invoices, tenants_without_next_invoice
+from svc_infra.billing.invoice_late import settle_late_usage
 from svc_infra.billing.invoice_states import void_invoice
 from svc_infra.billing.invoicing import InvoiceRequest, generate_invoices
 from svc_infra.billing.models import PendingLine, Subscription
 from svc_infra.billing.periods import day_bounds
+from svc_infra.billing.tenant_lock import lock_tenants
 from svc_infra.billing.usage import NewUsage, record_many
 from svc_infra.exceptions import AmbiguousPrice
 from tests.contract.billing_shop import MONTHS, Sessions, Shop
@@ -148,6 +151,30 @@ async def test_voiding_gives_back_what_the_invoice_carried(shop: Shop) -> None:
     await shop.call(void_invoice, "t", february, reason="wrong", now=shop.now)
     assert await shop.pending() == [("adjustment", "calls, late usage", 5, 50)]
     assert await shop.lines(await shop.invoice(2)) == [("adjustment", "calls, late usage", 5, 50)]
+
+
+async def test_a_period_invoiced_again_after_its_late_usage_was_billed_is_not_billed_twice(
+    shop: Shop,
+) -> None:
+    await shop.use("8", IN_JANUARY)
+    shop.now = MONTHS[1]
+    january = await shop.invoice(1)
+    await shop.use("5", IN_JANUARY)
+    shop.now = MONTHS[2]
+    await shop.invoice(2)  # bills 5 more for 82
+    await shop.use("1", IN_JANUARY)
+    await shop.call(settle, now=shop.now)  # 1 more for 4 waits
+    await shop.call(void_invoice, "t", january, reason="wrong", now=shop.now)
+    assert await shop.pending() == [("adjustment", "calls, late usage, of a voided invoice", -5, -82)]
+    assert await shop.lines(await shop.invoice(1)) == [
+        ("usage", "calls", 14, 166),
+        ("adjustment", "calls, late usage, of a voided invoice", -5, -82),
+    ]
+
+
+def settle(session: Session, now: datetime) -> None:
+    tenants = lock_tenants(session, ["t"], now=now)
+    assert settle_late_usage(session, tenants, MONTHS[1], now=now) == {}
 
 
 async def test_two_currencies_and_every_earlier_period_are_adjusted(session_factory: Sessions) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.first_use import ready
@@ -39,7 +39,8 @@ def void_invoice(session: Session, tenant_id: str, invoice_id: str, *, reason: s
     """Take an issued invoice back as if it had not been issued; its number stays used.
 
     Its period can be invoiced again, and is not by itself. What it carried from elsewhere (adjustments of
-    earlier invoices, credits) waits for the tenant's next invoice again.
+    earlier invoices, credits) waits for the tenant's next invoice again, and what later invoices billed for
+    its late usage is offset there.
 
     Raises:
         NotFound: the tenant has no such invoice.
@@ -57,6 +58,7 @@ def void_invoice(session: Session, tenant_id: str, invoice_id: str, *, reason: s
     voided = _move(session, tenant_id, invoice_id, "void", reason, now)
     if not was_void:
         _return_carried(session, voided, now)
+        _take_back_adjustments(session, voided, now)
     return voided
 
 
@@ -84,31 +86,56 @@ def _move(
 
 
 def _return_carried(session: Session, invoice: Invoice, now: datetime) -> None:
+    """What it carried from elsewhere waits again."""
     carried = select(InvoiceLine).where(
         InvoiceLine.tenant_id == invoice.tenant_id,
         InvoiceLine.invoice_id == invoice.id,
         InvoiceLine.kind.in_([ADJUSTMENT, CREDIT]),
     )
-    for line in session.scalars(carried):
-        session.add(
-            PendingLine(
-                id=new_id(),
-                tenant_id=line.tenant_id,
-                cycle=invoice.cycle,
-                currency=invoice.currency,
-                kind=line.kind,
-                price_id=line.price_id,
-                subscription_id=line.subscription_id,
-                metric=line.metric,
-                description=line.description,
-                period_start=line.period_start,
-                period_end=line.period_end,
-                quantity=line.quantity,
-                amount=line.amount,
-                price_snapshot=line.price_snapshot,
-                details=line.details,
-                adjusts_invoice_id=line.adjusts_invoice_id,
-                created_at=now,
-            )
-        )
+    session.add_all([_waiting(line, invoice, 1, now) for line in session.scalars(carried)])
     session.flush()
+
+
+def _take_back_adjustments(session: Session, invoice: Invoice, now: datetime) -> None:
+    """Its late usage is billed with the whole period again, so what adjusts it elsewhere must not stay.
+
+    What waits goes; what other invoices billed cannot change and is offset on the tenant's next invoice.
+    """
+    waits = delete(PendingLine).where(
+        PendingLine.tenant_id == invoice.tenant_id, PendingLine.adjusts_invoice_id == invoice.id
+    )
+    session.execute(waits.execution_options(synchronize_session=False))
+    billed = (
+        select(InvoiceLine)
+        .join(Invoice, (Invoice.tenant_id == InvoiceLine.tenant_id) & (Invoice.id == InvoiceLine.invoice_id))
+        .where(
+            InvoiceLine.tenant_id == invoice.tenant_id,
+            InvoiceLine.adjusts_invoice_id == invoice.id,
+            Invoice.status != "void",
+        )
+    )
+    session.add_all([_waiting(line, invoice, -1, now) for line in session.scalars(billed)])
+    session.flush()
+
+
+def _waiting(line: InvoiceLine, invoice: Invoice, sign: int, now: datetime) -> PendingLine:
+    """A pending line that repeats (``sign`` 1) or offsets (-1) a line of an invoice that cannot change."""
+    return PendingLine(
+        id=new_id(),
+        tenant_id=line.tenant_id,
+        cycle=invoice.cycle,
+        currency=invoice.currency,
+        kind=line.kind,
+        price_id=line.price_id,
+        subscription_id=line.subscription_id,
+        metric=line.metric,
+        description=line.description if sign > 0 else f"{line.description}, of a voided invoice",
+        period_start=line.period_start,
+        period_end=line.period_end,
+        quantity=sign * line.quantity,
+        amount=sign * line.amount,
+        price_snapshot=line.price_snapshot,
+        details=line.details,
+        adjusts_invoice_id=line.adjusts_invoice_id,
+        created_at=now,
+    )

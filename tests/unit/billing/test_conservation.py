@@ -39,14 +39,16 @@ CATALOG = "".join(
     )
 )  # fmt: skip
 
+# The same few days again and again, at the edges of months: accidents need company.
+DAYS = st.sampled_from([0, 1, 29, 30, 31, 32, 58, 59, 60, 89, 90, 95, 118])
 ACTS = st.one_of(
-    st.tuples(st.just("use"), st.integers(0, 118), st.decimals("0.001", "30", places=3)),
+    st.tuples(st.just("use"), DAYS, st.decimals("0.001", "30", places=3)),
     st.tuples(st.just("void_usage"), st.integers(0, 20)),
     st.tuples(st.just("aggregate")),
     st.tuples(st.just("invoice"), st.integers(0, 3)),
     st.tuples(st.just("finalize")),
     st.tuples(st.just("void_invoice"), st.integers(0, 3)),
-    st.tuples(st.just("change"), st.integers(0, 118), st.sampled_from("pq")),
+    st.tuples(st.just("change"), DAYS, st.sampled_from("pq")),
 )
 
 
@@ -113,7 +115,7 @@ class Books:
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(ACTS, max_size=25), st.sampled_from([0, 86400 * 3]))
+@given(st.lists(ACTS, min_size=10, max_size=40), st.sampled_from([0, 86400 * 3]))
 def test_all_that_counts_is_billed_adjusted_or_waiting(acts: Iterable[tuple[Any, ...]], grace: int) -> None:
     engine = create_engine("sqlite://")
     with Session(engine) as session:
