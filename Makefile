@@ -7,6 +7,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 BENCH_VENV ?= .bench-venv
 USE_UV := command -v uv >/dev/null 2>&1
+# A process for each core, at most four; a process that is done takes over from the others.
+PYTEST_FLAGS ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 PIP_FLAGS := -qq --disable-pip-version-check
 
 .PHONY: help demo test check chaos fmt bench bench-deps node-deps lock clean
@@ -18,14 +20,14 @@ demo: $(VENV)/.ready ## Bill a small real customer base from usage to verified w
 	@$(PY) worker.py demo
 
 test: $(VENV)/.ready ## Run the tests, on SQLite and on a throw-away PostgreSQL
-	@$(PY) -m pytest
+	@$(PY) -m pytest $(PYTEST_FLAGS)
 
 check: $(VENV)/.ready ## Run all that CI runs: format, lint, types, layers, tests
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy --strict src
 	$(VENV)/bin/lint-imports
-	$(PY) -m pytest
+	$(PY) -m pytest $(PYTEST_FLAGS)
 
 chaos: $(VENV)/.ready ## Kill, pause and stop workers and databases for minutes (make chaos ARGS="--minutes 10")
 	@$(PY) -m tests.chaos.run $(ARGS)

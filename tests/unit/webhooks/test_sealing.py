@@ -122,7 +122,7 @@ def test_the_settings_form_is_read_newest_first() -> None:
         "k1:" + base64.b64encode(b"change-me-change-me-change-me-ch").decode(),
         "k 1:AAAA",
         ":" + base64.b64encode(bytes(range(32))).decode(),
-        new_sealing_key("k1") + "," + new_sealing_key("k1"),
+        ",".join("k1:" + base64.b64encode(bytes(range(n, n + 32))).decode() for n in (1, 2)),
     ],
 )
 def test_keys_that_protect_nothing_are_refused_and_not_shown(text: str) -> None:
