@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -15,6 +17,9 @@ import httpcore
 from svc_infra.exceptions import AddressRefused
 
 IPAddress = IPv4Address | IPv6Address
+
+_SLOW_THREADS = 8
+_MAX_SLOW_NAMES = 4_096
 
 
 class AddressPolicy(Protocol):
@@ -58,12 +63,23 @@ class Resolver:
 
     asyncio resolves in the loop's default executor, which has a handful of threads: a few names whose name
     server does not answer would stop every other look-up of the process. Here a name that is being looked up
-    occupies one thread, however many connections wait for it.
+    occupies one thread, however many connections wait for it, and one whose last look-up took long waits for
+    one of a few threads apart, so that many such names stop the others once at most.
     """
 
-    def __init__(self, *, max_threads: int = 32, look_up: Callable[[str, int], list[str]] = look_up) -> None:
+    def __init__(
+        self,
+        *,
+        max_threads: int = 32,
+        look_up: Callable[[str, int], list[str]] = look_up,
+        slow_seconds: float = 2.0,
+    ) -> None:
         self._threads = ThreadPoolExecutor(max_threads, thread_name_prefix="webhook-dns")
+        self._slow_threads = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="webhook-dns-slow")
         self._look_up = look_up
+        self._slow_seconds = slow_seconds
+        self._slow: dict[str, None] = {}
+        self._slow_lock = threading.Lock()
         self._pending: dict[tuple[str, int], asyncio.Future[list[str]]] = {}
 
     async def resolve(self, host: str, port: int) -> list[IPAddress]:
@@ -91,11 +107,28 @@ class Resolver:
         key = (host, port)
         pending = self._pending.get(key)
         if pending is None:
-            pending = asyncio.get_running_loop().run_in_executor(self._threads, self._look_up, host, port)
+            threads = self._slow_threads if host in self._slow else self._threads
+            pending = asyncio.get_running_loop().run_in_executor(threads, self._timed_look_up, host, port)
             self._pending[key] = pending
             pending.add_done_callback(lambda _: self._pending.pop(key))
         return pending
 
+    def _timed_look_up(self, host: str, port: int) -> list[str]:
+        started = time.monotonic()
+        try:
+            return self._look_up(host, port)
+        finally:
+            self._remember(host, is_slow=time.monotonic() - started >= self._slow_seconds)
+
+    def _remember(self, host: str, *, is_slow: bool) -> None:
+        with self._slow_lock:
+            self._slow.pop(host, None)
+            if is_slow:
+                self._slow[host] = None
+            if len(self._slow) > _MAX_SLOW_NAMES:
+                del self._slow[next(iter(self._slow))]
+
     def close(self) -> None:
         """Take no more look-ups; those under way end by themselves."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._slow_threads):
+            threads.shutdown(wait=False, cancel_futures=True)

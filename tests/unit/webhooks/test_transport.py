@@ -601,6 +601,31 @@ async def test_a_name_server_that_hangs_holds_up_one_thread_and_no_other_name() 
         released.set()
 
 
+async def test_names_known_to_be_slow_leave_the_threads_to_the_others() -> None:
+    released = threading.Event()
+    hangs = False
+
+    def look_up(host: str, port: int) -> list[str]:
+        if hangs and host.startswith("slow"):
+            released.wait()
+        return ["127.0.0.1"]
+
+    # Every look-up counts as slow at first, and is remembered as such.
+    resolver = Resolver(max_threads=1, look_up=look_up, slow_seconds=0.0)
+    slow = [f"slow{number}.example" for number in range(3)]
+    try:
+        for host in slow:
+            await resolver.resolve(host, 443)
+        hangs = True
+        held_up = [asyncio.create_task(resolver.resolve(host, 443)) for host in slow]
+        await asyncio.sleep(0)
+        assert [str(address) for address in await resolver.resolve("quick.example", 443)] == ["127.0.0.1"]
+    finally:
+        released.set()
+    await asyncio.gather(*held_up)
+    resolver.close()
+
+
 # --- TLS --------------------------------------------------------------------------------------------------
 
 
