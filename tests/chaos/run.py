@@ -12,8 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -24,6 +23,7 @@ from svc_infra.db.schema import create_schema
 from svc_infra.db.session import make_engine, make_session_factory
 from svc_infra.jobs import JobRequest, SqlJobQueue
 from svc_infra.testing import PostgresServer
+from tests.chaos.report import Report, worst_recovery
 from tests.chaos.servers import (
     Address,
     can_replicate,
@@ -34,7 +34,6 @@ from tests.chaos.servers import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMISED_SECONDS = 45.0
 _JOBS_AT_ONCE = 10
 _BURST = 100
 
@@ -51,48 +50,6 @@ class Plan:
     seed: int = 0
 
 
-@dataclass
-class Report:
-    """What was done and what came of it."""
-
-    acts: Counter[str] = field(default_factory=Counter)
-    accepted: int = 0
-    terminal: int = 0
-    lost: int = 0
-    effects_twice: int = 0
-    effects_missing: int = 0
-    stale_offered: int = 0
-    stale_accepted: int = 0
-    rescued: int = 0
-    worst_recovery_seconds: float = 0.0
-    bad_exits: list[int] = field(default_factory=list)
-
-    def faults(self) -> list[str]:
-        """Return what should not be so."""
-        wrong = [
-            f"{name} is {number}"
-            for name in ("lost", "effects_twice", "effects_missing", "stale_accepted")
-            if (number := getattr(self, name))
-        ]
-        if self.terminal < self.accepted:
-            wrong.append(f"{self.accepted - self.terminal} accepted jobs are not terminal")
-        if self.worst_recovery_seconds > PROMISED_SECONDS:
-            wrong.append(f"a recovery took {self.worst_recovery_seconds:.1f} s")
-        if self.bad_exits:
-            wrong.append(f"workers that were told to stop exited with {self.bad_exits}")
-        return wrong
-
-    def lines(self) -> list[str]:
-        acts = ", ".join(f"{number} x {act}" for act, number in sorted(self.acts.items()))
-        return [
-            f"acts: {acts}",
-            f"jobs accepted: {self.accepted}, terminal: {self.terminal}, lost: {self.lost}",
-            f"effects twice: {self.effects_twice}, missing: {self.effects_missing}",
-            f"stale writes offered: {self.stale_offered}, accepted: {self.stale_accepted}",
-            f"jobs rescued: {self.rescued}, worst recovery: {self.worst_recovery_seconds:.1f} s",
-        ]
-
-
 class Chaos:
     """One run."""
 
@@ -106,6 +63,7 @@ class Chaos:
         self.logs: dict[int, Path] = {}
         self.paused: dict[int, float] = {}
         self.ever_paused: set[int] = set()
+        self.killed_at: dict[int, float] = {}
         self.accepted: set[str] = set()
         self.started = 0
 
@@ -218,6 +176,7 @@ class Chaos:
         worker = await self._victim()
         await self._fill_hands()
         worker.kill()
+        self.killed_at[worker.pid] = time.time()
         await self._replace(worker)
         self.report.acts["kill -9 of a worker"] += 1
 
@@ -296,7 +255,10 @@ class Chaos:
             for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
             if '"jobs.lease_lost"' in line and line.endswith("}")
         )
-        report.worst_recovery_seconds = worst_recovery(self.folder / "starts", self.ever_paused)
+        report.worst_recovery_seconds = worst_recovery(
+            self.folder / "starts",
+            {pid: at for pid, at in self.killed_at.items() if pid not in self.ever_paused},
+        )
 
     async def _count(self, what: str) -> int:
         try:
@@ -305,24 +267,6 @@ class Chaos:
         except (DBAPIError, OSError):  # it was restarted a moment ago
             await asyncio.sleep(0.5)
             return await self._count(what)
-
-
-def worst_recovery(starts: Path, ever_paused: set[int]) -> float:
-    """Return the longest time from the start of an attempt that was lost to the start of the next one.
-
-    Not those of workers that were paused: one that sleeps in a transaction keeps its rows locked.
-    """
-    attempts: dict[str, dict[int, tuple[int, float, int]]] = {}
-    for line in starts.read_text(encoding="utf-8").splitlines():
-        job_id, attempt, rescues, at, pid = line.split()
-        attempts.setdefault(job_id, {}).setdefault(int(attempt), (int(rescues), float(at), int(pid)))
-    worst = 0.0
-    for by_number in attempts.values():
-        for number, (rescues, at, pid) in by_number.items():
-            following = by_number.get(number + 1)
-            if following is not None and following[0] > rescues and pid not in ever_paused:
-                worst = max(worst, following[1] - at)
-    return worst
 
 
 def main() -> int:
