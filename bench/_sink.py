@@ -1,8 +1,8 @@
 """A receiver that does as little as possible, in a process of its own on a core of its own.
 
 It reads requests, answers 204, counts, and notes when each arrived by the monotonic clock, which all
-processes of a machine share. ``/hang`` is never answered. It listens on every address of 127.0.0.0/8, so that
-one of them can stand for hundreds of hosts.
+processes of a machine share. ``/hang`` is never answered, ``/silent`` is not counted. It listens on every
+address of 127.0.0.0/8, so that one of them can stand for hundreds of hosts.
 """
 
 from __future__ import annotations
@@ -107,6 +107,9 @@ class _Requests(asyncio.Protocol):
                 break
             data = data[end:]
             if head.startswith(b"post /hang"):
+                continue
+            if head.startswith(b"post /silent"):
+                self._transport.write(_ANSWER)
                 continue
             self._ledger.receipts += 1
             if (mark := head.find(_MARK)) > 0:

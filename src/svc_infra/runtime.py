@@ -33,7 +33,7 @@ from svc_infra.jobs.sql import SqlJobQueue
 from svc_infra.jobs.stored_schedules import added_schedules, make_schedule
 from svc_infra.jobs.worker import Worker
 from svc_infra.webhooks.catalogue import TopicCatalogue
-from svc_infra.webhooks.deliverer import Deliverer, Sender
+from svc_infra.webhooks.deliverer import Deliverer
 from svc_infra.webhooks.delivery import RetrySchedule
 from svc_infra.webhooks.dialer import Dialer
 from svc_infra.webhooks.egress import EgressProxy, ProxyDialer
@@ -44,6 +44,7 @@ from svc_infra.webhooks.pool import ConnectionPool
 from svc_infra.webhooks.relay import Relay
 from svc_infra.webhooks.retention import Retention
 from svc_infra.webhooks.sealing import KeyRing
+from svc_infra.webhooks.sending import Sender
 from svc_infra.webhooks.service import WebhookService
 from svc_infra.webhooks.transport import HttpSender
 from svc_infra.webhooks.upkeep import WebhookUpkeep

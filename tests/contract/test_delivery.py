@@ -21,6 +21,7 @@ from svc_infra.webhooks.deliverer import Deliverer
 from svc_infra.webhooks.delivery import Answer, RetrySchedule, judge
 from svc_infra.webhooks.delivery_claim import claim
 from svc_infra.webhooks.delivery_rows import record, rescue
+from svc_infra.webhooks.due_deliveries import Round
 from svc_infra.webhooks.endpoint_switch import disable_endpoint
 from svc_infra.webhooks.endpoints import SqlWebhookEndpoints, get_endpoint
 from svc_infra.webhooks.models import DeliveryAttemptRow, DeliveryRow
@@ -339,7 +340,8 @@ async def test_no_more_is_claimed_of_an_endpoint_than_it_may_have(
     await Relay(session_factory, world.clock).drain()
     first = await claimed(session_factory, lease_seconds=60, limit=10, allowance=4)
     assert [one.endpoint_id for one in first] == [full] * 4
-    second = await claimed(session_factory, lease_seconds=60, limit=10, allowance=4, allowances={full: 0})
+    more = {"allowance": 4, "allowances": {full: 0}, "round_": Round()}
+    second = await claimed(session_factory, lease_seconds=60, limit=10, **more)
     assert [one.endpoint_id for one in second] == [other] * 4
 
 

@@ -8,39 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
-from datetime import UTC, datetime
+from datetime import datetime
 from random import Random
-from typing import Protocol
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from svc_infra import __version__, failpoints
+from svc_infra import failpoints
 from svc_infra.clock import Clock, SystemClock
-from svc_infra.exceptions import InvalidSecret
 from svc_infra.jobs.loop import run_loop, wait_any
 from svc_infra.webhooks.claimed_delivery import ClaimedDelivery, DeliveryResult
 from svc_infra.webhooks.deliverer_stats import DelivererStats
 from svc_infra.webhooks.delivery import (
-    EndpointTarget,
-    OutgoingRequest,
     RetrySchedule,
-    SendFailure,
-    SendResult,
     asks_to_wait,
     is_overload,
     judge,
-    prepare,
 )
 from svc_infra.webhooks.delivery_claim import claim
 from svc_infra.webhooks.delivery_rows import record, release, rescue
+from svc_infra.webhooks.due_deliveries import Round
 from svc_infra.webhooks.health import HealthPolicy
 from svc_infra.webhooks.lanes import Lane, Lanes
-from svc_infra.webhooks.message import Message
 from svc_infra.webhooks.sealing import KeyRing
-
-USER_AGENT = f"svc-infra-webhooks/{__version__}"
+from svc_infra.webhooks.sending import Sender, attempt
 
 _CLAIM_BATCH = 200
 _MAX_CLAIMED = 400
@@ -52,27 +43,6 @@ _QUICK_MS = 1_000
 _RATED_AHEAD_SECONDS = 2.0
 
 log = structlog.get_logger(__name__)
-
-
-class Sender(Protocol):
-    """What puts a request on the wire, ``transport.HttpSender`` outside of tests."""
-
-    def send(self, request: OutgoingRequest) -> Awaitable[SendResult]:
-        """Send within a deadline shorter than the lease; whatever the endpoint does, raise nothing."""
-        ...
-
-
-async def attempt(sender: Sender, message: Message, target: EndpointTarget) -> tuple[SendResult, datetime]:
-    """Make one attempt and return what came of it, and the wall time at which it began."""
-    attempted_at = datetime.now(UTC)
-    failpoints.reached("before_send")
-    try:
-        request = prepare(message, target, now=attempted_at, user_agent=USER_AGENT)
-    except InvalidSecret as error:
-        return SendFailure("protocol_error", f"the message cannot be signed: {error}", 0), attempted_at
-    result = await sender.send(request)
-    failpoints.reached("after_send")
-    return result, attempted_at
 
 
 class Deliverer:
@@ -113,6 +83,7 @@ class Deliverer:
         self._slots = asyncio.Semaphore(in_flight)
         rated_ahead_seconds = min(_RATED_AHEAD_SECONDS, (lease_seconds - send_seconds) / 2)
         self._lanes = Lanes(per_endpoint, rated_ahead_seconds=rated_ahead_seconds)
+        self._round = Round()
         self._tasks: set[asyncio.Task[None]] = set()
         self._crash: BaseException | None = None
         self._results: list[DeliveryResult] = []
@@ -179,6 +150,7 @@ class Deliverer:
     async def _claim(self, now: datetime) -> bool:
         started = time.monotonic()
         allowances = self._lanes.allowances(started)
+        round_ = self._round if self._lanes.is_crowded else None
         self._more_due = False
         # The loop polls with jitter: half of it, so that no poll comes too early to count.
         self._next_poll_at = started + self._poll_seconds / 2
@@ -192,6 +164,7 @@ class Deliverer:
                 allowances=allowances,
                 keys=self._keys,
                 health=self._health,
+                round_=round_,
             )
         if claimed:
             failpoints.reached("after_delivery_claim")
@@ -200,8 +173,14 @@ class Deliverer:
         for lane in lanes:
             self._start_senders(lane)
         # An endpoint that got all it may have, or nothing as it is paused, could have hidden what is due for
-        # others.
-        if has_given_back or len(claimed) == _CLAIM_BATCH or any(lane.has_more for lane in lanes):
+        # others, and so could the endpoints that a round has not come to yet.
+        is_to_go_on = round_ is not None and not round_.is_complete
+        if (
+            has_given_back
+            or is_to_go_on
+            or len(claimed) == _CLAIM_BATCH
+            or any(one.has_more for one in lanes)
+        ):
             self._more_due = True
         return self._more_due
 

@@ -12,16 +12,17 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, cast
 
-from sqlalchemy import Integer, Row, Select, Table, Update, bindparam, func, null, select, update
+from sqlalchemy import Row, Select, Table, Update, null, select, update
 from sqlalchemy.orm import Session
 
-from svc_infra.db.base import IdText, UtcDateTime, new_id
-from svc_infra.db.leases import CLAIMS, claim_statement, in_state, is_held
+from svc_infra.db.base import IdText, new_id
+from svc_infra.db.leases import CLAIMS, is_held
 from svc_infra.db.outbox import OutboxMessageRow
 from svc_infra.db.rowset import Rowset
 from svc_infra.exceptions import InvalidSecret
 from svc_infra.webhooks.claimed_delivery import ClaimedDelivery
 from svc_infra.webhooks.delivery import DeliveryState, EndpointTarget
+from svc_infra.webhooks.due_deliveries import Round, lease_due
 from svc_infra.webhooks.health import HealthPolicy, put_off, take_probe
 from svc_infra.webhooks.message import Message
 from svc_infra.webhooks.models import DeliveryRow, EndpointRow
@@ -30,14 +31,12 @@ from svc_infra.webhooks.sealing import KeyRing
 from svc_infra.webhooks.stored_options import opened_headers
 from svc_infra.webhooks.stored_secrets import opened
 
-_SCAN_FACTOR = 4
 _SENDING = DeliveryState.SENDING.value
 
 _DELIVERIES = cast(Table, DeliveryRow.__table__)
 _MESSAGES = cast(Table, OutboxMessageRow.__table__)
 _ENDPOINTS = cast(Table, EndpointRow.__table__)
 
-_ALLOWANCES = Rowset("allowances", endpoint_id=IdText, allowance=Integer)
 _WANTED = Rowset("wanted", id=IdText)
 
 
@@ -51,28 +50,28 @@ def claim(
     allowances: Mapping[str, int],
     keys: KeyRing | None = None,
     health: HealthPolicy | None = None,
+    round_: Round | None = None,
 ) -> tuple[list[ClaimedDelivery], bool]:
     """Lease up to ``limit`` deliveries that are due at ``now``, the longest due first; return them, and
     whether some were given back at once, behind which others may be due.
 
     Of one endpoint no more than its entry in ``allowances`` are taken, or ``allowance`` where it has none, so
-    that an endpoint which hangs cannot fill the sender. What waits for a disabled endpoint becomes held, what
+    that an endpoint which hangs cannot fill the sender; with ``round_`` half come from the endpoints in turn,
+    so that a backlog of one cannot hide the others'. What waits for a disabled endpoint becomes held, what
     waits for a paused one is put off; of one whose pause is over a single delivery is sent as a probe.
     """
     dialect = session.get_bind().dialect.name
     lease_id = new_id()
-    claimed = session.execute(
-        _claim(dialect),
-        {
-            **_ALLOWANCES.parameters(dialect, allowances.items()),
-            "now": now,
-            "limit": limit,
-            "scan": limit * _SCAN_FACTOR,
-            "allowance": allowance,
-            "lease_id": lease_id,
-            "lease_seconds": lease_seconds,
-        },
-    ).all()
+    claimed = lease_due(
+        session,
+        now=now,
+        lease_id=lease_id,
+        lease_seconds=lease_seconds,
+        limit=limit,
+        allowance=allowance,
+        allowances=allowances,
+        round_=round_,
+    )
     if not claimed:
         return [], False
     assert len(claimed) <= limit
@@ -220,38 +219,6 @@ def _target(endpoint: Row[Any], keys: KeyRing | None, wall_now: datetime) -> End
         # One endpoint that cannot be signed for keeps nobody else waiting: its attempts fail and say why.
         return EndpointTarget(endpoint.url, (), fault=str(error))
     return EndpointTarget(endpoint.url, secrets, headers, endpoint.content_mode)
-
-
-@cache
-def _claim(dialect: str) -> Update:
-    # The rank is taken without locks over the oldest due rows of endpoints that take more, then the rows are
-    # locked and looked at again: whoever was quicker has changed their state.
-    allowances = _ALLOWANCES.table(dialect)
-    allowed = func.coalesce(allowances.c.allowance, bindparam("allowance", type_=Integer))
-    oldest = (
-        select(_DELIVERIES.c.id, _DELIVERIES.c.run_at, _DELIVERIES.c.endpoint_id, allowed.label("allowed"))
-        .select_from(_DELIVERIES.outerjoin(allowances, allowances.c.endpoint_id == _DELIVERIES.c.endpoint_id))
-        .where(
-            in_state(_DELIVERIES, "pending"),
-            _DELIVERIES.c.run_at <= bindparam("now", type_=UtcDateTime),
-            allowed > 0,
-        )
-        .order_by(_DELIVERIES.c.run_at, _DELIVERIES.c.id)
-        .limit(bindparam("scan", type_=Integer))
-        .cte("oldest")
-    )
-    rank = func.row_number().over(partition_by=oldest.c.endpoint_id, order_by=(oldest.c.run_at, oldest.c.id))
-    ranked = select(oldest.c.id, oldest.c.allowed, rank.label("rank")).cte("ranked")
-    candidates = (
-        select(_DELIVERIES.c.id)
-        .where(
-            _DELIVERIES.c.id.in_(select(ranked.c.id).where(ranked.c.rank <= ranked.c.allowed)),
-            in_state(_DELIVERIES, "pending"),
-        )
-        .order_by(_DELIVERIES.c.run_at, _DELIVERIES.c.id)
-        .limit(bindparam("limit", type_=Integer))
-    )
-    return claim_statement(_DELIVERIES, candidates, running=_SENDING)
 
 
 @cache

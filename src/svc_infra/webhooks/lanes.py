@@ -128,6 +128,11 @@ class Lanes:
             self._lanes[endpoint_id] = lane
         return lane
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether some endpoint has more due than it takes, so that it may stand before the others."""
+        return any(lane.has_more for lane in self._lanes.values())
+
     def allowances(self, now: float) -> dict[str, int]:
         """Return how many more may be claimed for each endpoint; one that is not named may have the cap."""
         if len(self._lanes) > _MAX_IDLE_LANES:

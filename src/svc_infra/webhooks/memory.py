@@ -13,7 +13,6 @@ from random import Random
 from svc_infra.clock import Clock
 from svc_infra.db.base import new_id
 from svc_infra.db.outbox import InMemoryOutboxStore
-from svc_infra.webhooks.deliverer import Sender, attempt
 from svc_infra.webhooks.delivery import (
     AttemptOutcome,
     DeliveryState,
@@ -25,6 +24,7 @@ from svc_infra.webhooks.delivery import (
 from svc_infra.webhooks.delivery_rows import describe
 from svc_infra.webhooks.endpoints import check_url
 from svc_infra.webhooks.message import Message
+from svc_infra.webhooks.sending import Sender, attempt
 from svc_infra.webhooks.signature import check_secret
 from svc_infra.webhooks.topic_patterns import check_pattern, is_wanted
 

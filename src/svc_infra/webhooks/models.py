@@ -73,6 +73,14 @@ class DeliveryRow(LeasedRow, Base):
             postgresql_where=_IS_PENDING,
         ),
         Index(
+            "ix_webhook_deliveries_of_endpoint",
+            "endpoint_id",
+            "run_at",
+            "id",
+            sqlite_where=_IS_PENDING,
+            postgresql_where=_IS_PENDING,
+        ),
+        Index(
             "ix_webhook_deliveries_sending",
             "lease_until",
             sqlite_where=_IS_SENDING,

@@ -25,7 +25,7 @@ from svc_infra.db.outbox import (
 from svc_infra.exceptions import InvalidPayload, InvalidSettings
 from svc_infra.jobs.loop import run_loop
 from svc_infra.webhooks.catalogue import TopicCatalogue
-from svc_infra.webhooks.deliverer import Deliverer, Sender
+from svc_infra.webhooks.deliverer import Deliverer
 from svc_infra.webhooks.delivery import RetrySchedule
 from svc_infra.webhooks.endpoints import SqlWebhookEndpoints
 from svc_infra.webhooks.health import HealthPolicy
@@ -33,6 +33,7 @@ from svc_infra.webhooks.memory import InMemoryDeliveries, InMemoryWebhookSubscri
 from svc_infra.webhooks.message import encode_body, new_message_id
 from svc_infra.webhooks.relay import Relay
 from svc_infra.webhooks.sealing import KeyRing
+from svc_infra.webhooks.sending import Sender
 from svc_infra.webhooks.transport import HttpSender
 
 __all__ = ["InMemoryWebhookSubscriptions", "Publication", "WebhookService"]
