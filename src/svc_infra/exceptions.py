@@ -76,6 +76,10 @@ class InvalidUsage(SvcInfraError):
     """A usage event cannot be recorded as given."""
 
 
+class AlreadyCorrected(InvalidUsage):
+    """The event was voided or amended before; correct what counts in its place."""
+
+
 class IdempotencyConflict(SvcInfraError):
     """The idempotency key was used before with another payload; nothing was written."""
 
@@ -121,9 +125,17 @@ class NotFound(SvcInfraError):
 
 
 class QuotaExceeded(SvcInfraError):
-    """The plan's limit for this window is used up; ``retry_after_seconds`` says when it is renewed."""
+    """The plan's limit for this window is used up; ``retry_after_seconds`` says when it is renewed.
+
+    ``quota`` is the state that refused it, a ``billing.entitlements.Quota``, where there is one.
+    """
 
     retry_after_seconds: float | None = None
+    quota: object = None
+
+
+class ReservationEnded(QuotaExceeded):
+    """The reservation was committed or released before; reserve anew."""
 
 
 class ProviderRefused(SvcInfraError):

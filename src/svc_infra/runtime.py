@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from svc_infra.api.upkeep import ApiUpkeep
 from svc_infra.application import Application
 from svc_infra.billing import jobs as billing_jobs
 from svc_infra.billing import runs
@@ -96,6 +97,7 @@ class Runtime:
             is_listening=not settings.database.behind_transaction_pooler,
         )
         self.webhook_upkeep = self._webhook_upkeep()
+        self.api_upkeep = ApiUpkeep(self.session_factory, self.clock)
         self.usage_follower = UsageFollower(
             self.session_factory, self.clock, poll_seconds=settings.billing.aggregate_seconds
         )
@@ -123,6 +125,7 @@ class Runtime:
             parts.create_task(self.relay.run(stop))
             parts.create_task(self.deliverer.run(stop))
             parts.create_task(self.webhook_upkeep.run(stop))
+            parts.create_task(self.api_upkeep.run(stop))
             parts.create_task(self.usage_follower.run(stop))
 
     async def aclose(self) -> None:

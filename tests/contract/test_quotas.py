@@ -19,6 +19,7 @@ from svc_infra.api.fastapi.dependencies import (
     get_principal,
     get_session_factory,
 )
+from svc_infra.api.fastapi.middleware.errors.handlers import register_error_handlers
 from svc_infra.billing.catalog import parse_catalog
 from svc_infra.billing.catalog_store import apply_catalog
 from svc_infra.billing.entitlements import Quota, Window, quota_of
@@ -70,9 +71,12 @@ async def get(
     soft: bool = False,
     query: str = "",
     settings: BillingSettings | None = None,
+    answers_errors: bool = False,
     **options: Any,
 ) -> httpx.Response:
     app = FastAPI()
+    if answers_errors:
+        register_error_handlers(app)
     app.dependency_overrides[get_billing_settings] = lambda: settings or BillingSettings()
     app.dependency_overrides[get_principal] = lambda: Principal("t1")
     app.dependency_overrides[get_session_factory] = lambda: session_factory
@@ -88,6 +92,17 @@ async def get(
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         return await client.get("/", params=query)
+
+
+async def test_every_answer_says_what_is_left_and_when_it_is_renewed(session_factory: Sessions) -> None:
+    await on(session_factory, "small")
+    await use(session_factory, ("0.5", NOW))
+    answers = [await get(session_factory, answers_errors=True) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 429]
+    assert [answer.headers["RateLimit-Policy"] for answer in answers] == ['"reports";q=2;w=86400'] * 2
+    assert [answer.headers["RateLimit"] for answer in answers] == ['"reports";r=0;t=43200'] * 2
+    assert answers[1].headers["Retry-After"] == "43200"
+    assert answers[1].json()["type"] == "urn:svc-infra:problem:quota-exceeded"
 
 
 async def test_used_is_the_exact_sum_of_the_tenants_local_day(session_factory: Sessions) -> None:

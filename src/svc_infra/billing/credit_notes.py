@@ -71,6 +71,31 @@ def credit_notes_of(session: Session, tenant_id: str, invoice_id: str) -> list[C
     return list(session.scalars(notes.order_by(CreditNote.number)))
 
 
+def get_credit_note(session: Session, tenant_id: str, credit_note_id: str) -> CreditNote:
+    """A tenant's credit note; NotFound if it has none of this id."""
+    note = session.get(CreditNote, (tenant_id, credit_note_id))
+    if note is None:
+        raise NotFound(f"tenant {tenant_id!r} has no credit note {credit_note_id!r}")
+    return note
+
+
+def list_credit_notes(
+    session: Session,
+    tenant_id: str,
+    *,
+    invoice_id: str | None = None,
+    after: str | None = None,
+    limit: int = 100,
+) -> list[CreditNote]:
+    """A tenant's credit notes, or an invoice's, in the order they were made, behind the id ``after``."""
+    notes = select(CreditNote).where(CreditNote.tenant_id == tenant_id)
+    if invoice_id is not None:
+        notes = notes.where(CreditNote.invoice_id == invoice_id)
+    if after is not None:
+        notes = notes.where(CreditNote.id > after)
+    return list(session.scalars(notes.order_by(CreditNote.id).limit(limit)))
+
+
 def credit_note_lines(session: Session, tenant_id: str, credit_note_id: str) -> list[tuple[int, int]]:
     """(position of the invoice line, amount) of each line of a credit note."""
     found = (

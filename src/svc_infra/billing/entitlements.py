@@ -22,7 +22,7 @@ from svc_infra.billing.quota_statements import given
 from svc_infra.billing.usage_event import quantity
 from svc_infra.canonical import canonical_decimal, canonical_instant
 from svc_infra.db.base import new_id
-from svc_infra.exceptions import InvalidUsage, NotFound, QuotaExceeded
+from svc_infra.exceptions import InvalidUsage, NotFound, QuotaExceeded, ReservationEnded
 
 Window = Literal["day", "month"]
 WINDOWS: tuple[Window, ...] = ("day", "month")
@@ -179,7 +179,7 @@ def commit(
 
     Raises:
         NotFound: the tenant has no such reservation.
-        QuotaExceeded: it was released; reserve anew.
+        ReservationEnded: it was released; reserve anew.
     """
     kept = Decimal(0) if is_recorded else None if amount is None else quantity(amount)
     _end(session, tenant_id, reservation_id, "committed", kept)
@@ -190,7 +190,7 @@ def release(session: Session, tenant_id: str, reservation_id: str) -> None:
 
     Raises:
         NotFound: the tenant has no such reservation.
-        QuotaExceeded: it was committed.
+        ReservationEnded: it was committed.
     """
     _end(session, tenant_id, reservation_id, "released", Decimal(0))
 
@@ -269,6 +269,7 @@ def _exceeded(
     renewed = canonical_instant(quota.period.end)
     error = QuotaExceeded(f"{quota}{more}; it is renewed at {renewed}, or change the plan")
     error.retry_after_seconds = max(0.0, (quota.period.end - now).total_seconds())
+    error.quota = quota
     return error
 
 
@@ -315,7 +316,7 @@ def _end(session: Session, tenant_id: str, reservation_id: str, state: str, kept
     if before == state or (before == "expired" and state == "released"):
         return
     if before in ("released", "committed"):
-        raise QuotaExceeded(f"reservation {reservation_id!r} was {before} before; reserve anew")
+        raise ReservationEnded(f"reservation {reservation_id!r} was {before} before; reserve anew")
     connection.execute(statements.end_reservation(), this | given(state=state))
     # What was recorded instead is in the window before the reservation leaves it.
     connection.execute(statements.note_recorded(), named | given(recorded=_count_recorded(session, named)))

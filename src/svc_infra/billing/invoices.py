@@ -49,30 +49,44 @@ def list_invoices(
     *,
     tenant_id: str | None = None,
     period: Period | None = None,
+    begins_in: Period | None = None,
+    status: str | None = None,
     after: tuple[str, str] | None = None,
     limit: int = 100,
 ) -> list[Invoice]:
     """Invoices in the order of (tenant, id), so those of one tenant in the order they were made.
 
-    ``period`` keeps those whose own period lies within it. ``after`` is the (tenant id, invoice id) of the
-    row to continue behind.
+    ``period`` keeps those whose own period lies within it, ``begins_in`` those whose period begins in it.
+    ``after`` is the (tenant id, invoice id) of the row to continue behind.
     """
     statement = select(Invoice).order_by(Invoice.tenant_id, Invoice.id).limit(limit)
     if tenant_id is not None:
         statement = statement.where(Invoice.tenant_id == tenant_id)
     if period is not None:
         statement = statement.where(Invoice.period_start >= period.start, Invoice.period_end <= period.end)
+    if begins_in is not None:
+        begins = Invoice.period_start
+        statement = statement.where(begins >= begins_in.start, begins < begins_in.end)
+    if status is not None:
+        statement = statement.where(Invoice.status == status)
     if after is not None:
         statement = statement.where(tuple_(Invoice.tenant_id, Invoice.id) > tuple_(*after))
     return list(session.scalars(statement))
 
 
-def invoice_lines(session: Session, tenant_id: str, invoice_id: str) -> list[InvoiceLine]:
-    """The lines of an invoice in their order; none for an invoice that the tenant does not have."""
+def invoice_lines(
+    session: Session, tenant_id: str, invoice_id: str, *, after: int | None = None, limit: int | None = None
+) -> list[InvoiceLine]:
+    """The lines of an invoice in their order; none for an invoice that the tenant does not have.
+
+    At most ``limit``, those behind the position ``after``.
+    """
     lines = select(InvoiceLine).where(
         InvoiceLine.tenant_id == tenant_id, InvoiceLine.invoice_id == invoice_id
     )
-    return list(session.scalars(lines.order_by(InvoiceLine.position)))
+    if after is not None:
+        lines = lines.where(InvoiceLine.position > after)
+    return list(session.scalars(lines.order_by(InvoiceLine.position).limit(limit)))
 
 
 def export_rows(

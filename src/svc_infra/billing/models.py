@@ -170,7 +170,8 @@ class Subscription(Base):
     """A tenant on a plan over the half-open ``[effective_at, ended_at)``, both at its local midnights.
 
     ``quantity`` multiplies the plan's fixed prices (seats). Until ``trial_ends_at`` those cost nothing. An
-    ``anchor_on`` gives the subscription a billing cycle of its own instead of the calendar month.
+    ``anchor_on`` gives the subscription a billing cycle of its own instead of the calendar month. One that
+    goes on after a change has the one before it as ``replaces_id``.
     """
 
     __tablename__ = "subscriptions"
@@ -199,6 +200,7 @@ class Subscription(Base):
     trial_ends_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     cycle: Mapped[str] = mapped_column(String(CYCLE_LENGTH), default=CALENDAR_CYCLE)
     anchor_on: Mapped[date | None] = mapped_column(Date)
+    replaces_id: Mapped[str | None] = mapped_column(IdText)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
 
 

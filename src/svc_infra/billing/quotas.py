@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from svc_infra.billing.entitlements import (
     WINDOWS,
+    Quota,
     Reservation,
     Window,
     commit,
@@ -19,6 +20,7 @@ from svc_infra.billing.entitlements import (
     release,
     reserve,
 )
+from svc_infra.billing.quota_headers import rate_limit_headers
 from svc_infra.exceptions import InvalidSettings
 
 EXCEEDED_HEADER = "X-Quota-Exceeded"
@@ -37,9 +39,10 @@ def require_quota(
     The limit is the entitlement of the plans that the tenant is on, for the tenant's local ``day`` or
     ``month``. However many requests come at once, the limit is not exceeded: the request that would is
     refused (the API answers 429) or, if ``soft`` or the entitlement is, let through with the header
-    ``X-Quota-Exceeded``. An endpoint that raises gives back what was reserved for it. Usage that was recorded
-    with the metric ``key`` counts, too. An endpoint that records its own usage of ``key`` says so with
-    ``records_usage``: what it recorded then counts instead of the reservation, and not beside it.
+    ``X-Quota-Exceeded``. Both answers say in ``RateLimit`` what is left and when the window is renewed. An
+    endpoint that raises gives back what was reserved for it. Usage that was recorded with the metric ``key``
+    counts, too. An endpoint that records its own usage of ``key`` says so with ``records_usage``: what it
+    recorded then counts instead of the reservation, and not beside it.
 
     Without a plan that says anything of the key and window, the request is refused, soft or not, unless the
     setting ``billing.quotas_without_entitlement`` is ``allow``.
@@ -72,8 +75,7 @@ def require_quota(
         if held is None:
             yield
             return
-        if held.quota.is_exceeded:
-            response.headers[EXCEEDED_HEADER] = str(held.quota)
+        response.headers.update(_told(held.quota, clock.now()))
         try:
             yield
         except BaseException:
@@ -84,6 +86,12 @@ def require_quota(
             await session.run_sync(commit, held.tenant_id, held.id, is_recorded=records_usage)
 
     return hold
+
+
+def _told(quota: Quota, now: datetime) -> dict[str, str]:
+    """What the answer says of the quota."""
+    headers = rate_limit_headers(quota, reset_seconds=(quota.period.end - now).total_seconds())
+    return headers | ({EXCEEDED_HEADER: str(quota)} if quota.is_exceeded else {})
 
 
 class _Asked(NamedTuple):

@@ -66,6 +66,7 @@ def change_subscription(
             trial_ends_at=trial_ends_at,
             cycle=held.cycle,
             anchor_on=held.anchor_on,
+            replaces_id=held.id,
             created_at=now,
         )
         held.ended_at = at

@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, tzinfo
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Date, Executable, String, Table, bindparam, insert, select, tuple_
+from sqlalchemy import BigInteger, Date, Executable, Select, String, Table, bindparam, insert, select, tuple_
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.catalog_prices import price_terms
@@ -72,6 +72,8 @@ class ListedSubscription(NamedTuple):
     quantity: int
     trial_ends_at: datetime | None
     cycle: str
+    created_at: datetime
+    replaces_id: str | None
 
 
 class _Held(NamedTuple):
@@ -145,26 +147,41 @@ def list_subscriptions(
     limit: int = 100,
 ) -> list[ListedSubscription]:
     """Subscriptions in the order of (tenant, id); ``after`` is that pair of the row to continue behind."""
-    statement = (
-        select(
-            Subscription.id,
-            Subscription.tenant_id,
-            Plan.key,
-            Subscription.effective_at,
-            Subscription.ended_at,
-            Subscription.quantity,
-            Subscription.trial_ends_at,
-            Subscription.cycle,
-        )
-        .join(Plan, Plan.id == Subscription.plan_id)
-        .order_by(Subscription.tenant_id, Subscription.id)
-        .limit(limit)
-    )
+    statement = _listed().order_by(Subscription.tenant_id, Subscription.id).limit(limit)
     if tenant_id is not None:
         statement = statement.where(Subscription.tenant_id == tenant_id)
     if after is not None:
         statement = statement.where(tuple_(Subscription.tenant_id, Subscription.id) > tuple_(*after))
     return [ListedSubscription(*row) for row in session.execute(statement)]
+
+
+def get_subscription(session: Session, tenant_id: str, subscription_id: str) -> ListedSubscription:
+    """A tenant's subscription; NotFound if it has none of this id."""
+    row = session.execute(
+        _listed().where(Subscription.tenant_id == tenant_id, Subscription.id == subscription_id)
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"tenant {tenant_id!r} has no subscription {subscription_id!r}")
+    return ListedSubscription(*row)
+
+
+def subscription_states(session: Session, tenant_id: str, subscription_id: str) -> list[ListedSubscription]:
+    """What a subscription was, is and will be, the oldest first: one for each change, each of its own id.
+
+    Raises:
+        NotFound: the tenant has no such subscription.
+    """
+    rows = session.execute(_listed().where(Subscription.tenant_id == tenant_id))
+    found = {row.id: ListedSubscription(*row) for row in rows}
+    if subscription_id not in found:
+        raise NotFound(f"tenant {tenant_id!r} has no subscription {subscription_id!r}")
+    replaced_by = {each.replaces_id: each for each in found.values() if each.replaces_id is not None}
+    states = [found[subscription_id]]
+    while (before := found.get(states[0].replaces_id or "")) is not None:
+        states.insert(0, before)
+    while (after := replaced_by.get(states[-1].id)) is not None:
+        states.append(after)
+    return states
 
 
 def refuse_overlap(session: Session, new: NewSubscription, *, replaces: str) -> str:
@@ -183,6 +200,22 @@ def refuse_overlap(session: Session, new: NewSubscription, *, replaces: str) -> 
     for other in session.execute(others):
         _refuse_overlap(new, wanted, _Held(*other), metrics)
     return plan_id
+
+
+def _listed() -> Select[*tuple[Any, ...]]:
+    row = Subscription
+    return select(
+        row.id,
+        row.tenant_id,
+        Plan.key,
+        row.effective_at,
+        row.ended_at,
+        row.quantity,
+        row.trial_ends_at,
+        row.cycle,
+        row.created_at,
+        row.replaces_id,
+    ).join(Plan, Plan.id == row.plan_id)
 
 
 def _check_bounds(item: NewSubscription, zone: tzinfo) -> None:

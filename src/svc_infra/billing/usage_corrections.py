@@ -22,7 +22,7 @@ from svc_infra.billing.usage import mark_days, quantity, record_many
 from svc_infra.billing.usage_event import NewUsage
 from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
 from svc_infra.billing.usage_models import UsageCorrection, UsageEvent
-from svc_infra.exceptions import IdempotencyConflict, InvalidUsage, NotFound
+from svc_infra.exceptions import AlreadyCorrected, IdempotencyConflict, InvalidUsage, NotFound
 
 ACTOR_LENGTH, REASON_LENGTH = 200, 2_000
 
@@ -36,7 +36,8 @@ def void_usage(
 
     Raises:
         NotFound: the tenant has no such event.
-        InvalidUsage: reason or actor is missing, or the event was amended.
+        InvalidUsage: reason or actor is missing.
+        AlreadyCorrected: the event was amended.
     """
     event = _event_to_correct(session, tenant_id, event_id, reason, actor)
     return _correct(session, event, event_id, None, reason, actor, now)
@@ -62,7 +63,8 @@ def amend_usage(
 
     Raises:
         NotFound: the tenant has no such event.
-        InvalidUsage: the replacement cannot be recorded, reason or actor is missing, or the event was voided.
+        InvalidUsage: the replacement cannot be recorded, or reason or actor is missing.
+        AlreadyCorrected: the event was voided.
         IdempotencyConflict: the event was amended otherwise already; amend its replacement.
     """
     event = _event_to_correct(session, tenant_id, event_id, reason, actor)
@@ -132,7 +134,7 @@ def _correct(
     session.execute(_insert(dialect), values)
     correction = correction_of(session, event.tenant_id, event_id)
     if correction is None or correction.replacement_id != replacement_id:
-        raise InvalidUsage(
+        raise AlreadyCorrected(
             f"event {event_id!r} was {'voided' if replacement_id else 'amended'} already; "
             "correct what counts in its place"
         )

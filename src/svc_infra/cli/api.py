@@ -51,6 +51,7 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
                 port=port,
                 grace_seconds=settings.worker.grace_seconds,
                 limits=limits_in(settings),
+                has_provider=settings.billing.provider != "none",
             )
     finally:
         await engine.dispose()

@@ -38,10 +38,11 @@ async def serve_http(
     port: int,
     grace_seconds: float,
     limits: UsageLimits,
+    has_provider: bool,
 ) -> None:
     """Serve until ``stop`` is set; then close the port and let requests that run end in ``grace_seconds``."""
     config = uvicorn.Config(
-        make_app(engine, limits),
+        make_app(engine, limits, has_provider=has_provider),
         host=host,
         port=port,
         access_log=False,

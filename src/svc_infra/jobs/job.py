@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from svc_infra.canonical import JsonValue, compact_json, plain_json
 from svc_infra.exceptions import InvalidPayload, InvalidSettings
+from svc_infra.jobs.trace import current_trace
 
 if TYPE_CHECKING:
     from svc_infra.jobs.limit import Limit
@@ -99,7 +100,8 @@ class JobRequest:
     ``payload`` is replaced by its plain JSON data (decimals and instants as text), a copy that later changes
     of the caller's dict do not reach; ``payload_json`` is its text. Without ``run_at`` the job is due at
     once, without ``max_attempts`` the retry policy of its name decides. With ``unique`` it may be a duplicate
-    of a job that is there, which then stands for it.
+    of a job that is there, which then stands for it. Without a ``trace_context`` it belongs to the trace that
+    is being carried (``jobs.trace``).
 
     Raises:
         InvalidPayload: a field is missing, too long or not storable; the message names it.
@@ -141,7 +143,9 @@ class JobRequest:
             )
         if self.timeout_seconds is not None and not 0 < self.timeout_seconds < math.inf:
             raise InvalidPayload(f"timeout_seconds of job {self.name!r} must be positive")
-        if self.trace_context is not None:
+        if self.trace_context is None:
+            object.__setattr__(self, "trace_context", current_trace())
+        else:
             _check_text("trace_context", self.trace_context, MAX_TRACE_CONTEXT_LENGTH)
         require_one_key(self.name, self.limit, self.rate)
         for group in (self.group_id, self.waits_for):

@@ -11,10 +11,15 @@ from fastapi import FastAPI
 from sqlalchemy import event, func, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from svc_infra.api.fastapi.unit_of_work import ANSWERS_KEPT_FOR, prune_answers
+from svc_infra.api.answers import ANSWERS_KEPT_FOR
+from svc_infra.api.fastapi.unit_of_work import UnitOfWorkRoute, UnitSession
 from svc_infra.api.models import IdempotentAnswerRow
+from svc_infra.api.upkeep import ApiUpkeep
 from svc_infra.billing import UsageEvent
 from svc_infra.clock import FixedClock
+from svc_infra.jobs import SqlJobQueue
+from svc_infra.jobs.job import JobRequest
+from svc_infra.jobs.models import JobRow
 from tests.unit.api.asking import ONE, TWO, WRITER, client_of
 
 Sessions = async_sessionmaker[AsyncSession]
@@ -116,13 +121,14 @@ async def test_a_key_that_is_none_is_refused(app: FastAPI, keys: list[tuple[str,
     assert answer.status_code == 400
 
 
-async def test_old_answers_are_pruned(app: FastAPI, clock: FixedClock, session_factory: Sessions) -> None:
+async def test_a_worker_prunes_old_answers(
+    app: FastAPI, clock: FixedClock, session_factory: Sessions
+) -> None:
     async with client_of(app, ONE) as client:
         await client.post("/_billing/usage", json=USAGE, headers=KEY)
     for later, left in ((timedelta(), 1), (timedelta(seconds=1), 0)):
-        now = clock.now() + ANSWERS_KEPT_FOR + later
-        async with session_factory.begin() as session:
-            await session.run_sync(lambda sync, now=now: prune_answers(sync, now=now))
+        upkeep = ApiUpkeep(session_factory, FixedClock(clock.now() + ANSWERS_KEPT_FOR + later))
+        await upkeep.prune()
         assert await kept(session_factory) == left
 
 
@@ -138,3 +144,30 @@ async def test_a_body_that_is_too_long_is_refused_as_it_comes(
     async with client_of(app, ONE) as client:
         answer = await client.post("/_billing/usage", content=endless())
     assert answer.status_code == 413
+
+
+async def test_a_trace_goes_through_the_answer_into_the_jobs_that_the_request_enqueues(
+    app: FastAPI, session_factory: Sessions
+) -> None:
+    queue = SqlJobQueue(session_factory)
+
+    async def enqueue(session: UnitSession) -> dict[str, str]:
+        job = queue.bind(session).enqueue("shop.work")
+        await queue.enqueue_many(session, [JobRequest("shop.more")])
+        return {"id": job.id}
+
+    app.router.routes.append(UnitOfWorkRoute("/enqueue", enqueue, methods=["POST"]))
+    theirs = f"00-{'ab' * 16}-{'cd' * 8}-01"
+    async with client_of(app, ONE) as client:
+        answers = [
+            await client.post("/enqueue", headers={"traceparent": sent} if sent else {})
+            for sent in (theirs, "garbage", None)
+        ]
+    traces = [answer.headers["traceparent"] for answer in answers]
+    assert traces[0].startswith(f"00-{'ab' * 16}-")
+    assert traces[0].endswith("-01")
+    assert "cd" * 8 not in traces[0]  # this request is a step of its own
+    assert len({trace.split("-")[1] for trace in traces}) == 3
+    async with session_factory() as session:
+        kept = await session.scalars(select(JobRow.trace_context).order_by(JobRow.created_at, JobRow.id))
+    assert sorted(kept) == sorted([*traces, *traces])

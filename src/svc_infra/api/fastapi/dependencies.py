@@ -8,9 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
-from fastapi import Depends, HTTPException, Request
+from fastapi import Depends, Header, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+from svc_infra.api.cursors import Cursors
+from svc_infra.api.fastapi.middleware.errors.kinds import NOT_AUTHENTICATED, SCOPE_MISSING, TENANT_MISSING
+from svc_infra.api.fastapi.middleware.errors.problem import Refusal
 from svc_infra.api.key_cache import KeyCache
 from svc_infra.api.keys import is_key
 from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
@@ -23,6 +27,7 @@ SessionFactory: TypeAlias = async_sessionmaker[AsyncSession]
 
 BILLING_SCOPES = frozenset({"billing.read", "billing.write"})
 TENANT_HEADER = "Svc-Tenant"
+_MAX_ACTOR_LENGTH = 200
 _SETTINGS_FILE = Path("config/worker.toml")  # the worker reads it too, and both must see one database
 
 
@@ -38,6 +43,11 @@ class Principal:
     scopes: frozenset[str] = BILLING_SCOPES
     name: str = ""
 
+    @property
+    def actor(self) -> str:
+        """Who is recorded as having done what this request does."""
+        return (self.name or f"tenant {self.tenant_id}")[:_MAX_ACTOR_LENGTH]
+
 
 PrincipalSource: TypeAlias = Callable[[Request], Principal | Awaitable[Principal | None] | None]
 
@@ -50,6 +60,7 @@ class Database:
         self._settings: Settings = load_settings(_SETTINGS_FILE if _SETTINGS_FILE.is_file() else None)
         self._factory = session_factory
         self._engine: AsyncEngine | None = None
+        self.cursors: Cursors | None = None  # known from the first page that needs them
 
     @property
     def session_factory(self) -> SessionFactory:
@@ -91,6 +102,7 @@ class ApiContext:
     principal: PrincipalSource | None
     clock: Clock
     limits: UsageLimits = NO_LIMITS
+    has_provider: bool = False
     keys: KeyCache = field(default_factory=KeyCache)
 
 
@@ -132,27 +144,42 @@ async def get_principal(request: Request) -> Principal:
     """Depend on an authenticated caller; ``app.dependency_overrides`` may replace this.
 
     Raises:
-        HTTPException: 401, nobody is known for this request.
+        Refusal: 401, nobody is known for this request.
     """
     found = await find_principal(request)
     if found is None:
-        raise HTTPException(
-            401, "This request names no authenticated caller.", headers={"WWW-Authenticate": "Bearer"}
-        )
+        detail = "Send an API key as 'Authorization: Bearer svck_…'."
+        raise Refusal(NOT_AUTHENTICATED, detail, {"WWW-Authenticate": "Bearer"})
     return found
 
 
 CurrentPrincipal = Annotated[Principal, Depends(get_principal)]
 
 
-def require_scope(scope: str) -> Callable[[Principal], Awaitable[Principal]]:
-    """Return a dependency on a caller who has ``scope`` and acts for a tenant; it answers 403 to others."""
+# Only for the document: who is asking is found by ``find_principal``, which an application may replace.
+_BEARER = HTTPBearer(bearerFormat="svck_…", scheme_name="apiKey", description="An API key.", auto_error=False)
 
-    async def principal_with_scope(principal: CurrentPrincipal) -> Principal:
+
+def require_scope(scope: str, *, needs_tenant: bool = True) -> Callable[..., Awaitable[Principal]]:
+    """Return a dependency on a caller who has ``scope`` and acts for a tenant; it answers 403 to others.
+
+    ``needs_tenant=False`` is for what belongs to no tenant: an operator's key need not name one then.
+    """
+
+    documented = Security(_BEARER, scopes=[scope])
+
+    async def principal_with_scope(
+        principal: CurrentPrincipal,
+        _: HTTPAuthorizationCredentials | None = documented,
+        _tenant: Annotated[
+            str | None,
+            Header(alias=TENANT_HEADER, description="For which tenant an operator's key acts."),
+        ] = None,
+    ) -> Principal:
         if scope not in principal.scopes:
-            raise HTTPException(403, f"This needs the scope {scope}.")
-        if not principal.tenant_id:
-            raise HTTPException(400, f"Say for which tenant, with the header {TENANT_HEADER}.")
+            raise Refusal(SCOPE_MISSING, f"This needs the scope {scope}.")
+        if needs_tenant and not principal.tenant_id:
+            raise Refusal(TENANT_MISSING, f"Say for which tenant, with the header {TENANT_HEADER}.")
         return principal
 
     return principal_with_scope
@@ -171,6 +198,11 @@ async def get_billing_settings(request: Request) -> BillingSettings:
     """Depend on what the settings say of billing; the defaults for an application without ``add_billing``."""
     context = _context_of(request)
     return BillingSettings() if context is None else context.database.billing
+
+
+async def get_has_provider(request: Request) -> bool:
+    """Depend on whether what is issued is mirrored to a payment provider."""
+    return context_of(request).has_provider
 
 
 async def get_clock(request: Request) -> Clock:

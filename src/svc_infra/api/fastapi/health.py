@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from svc_infra.api.fastapi.dependencies import context_of
 from svc_infra.api.fastapi.middleware.errors.handlers import RETRY_AFTER_SECONDS
-from svc_infra.api.fastapi.middleware.errors.problem import problem
+from svc_infra.api.fastapi.middleware.errors.kinds import NOT_READY
+from svc_infra.api.fastapi.middleware.errors.problem import problem_of
 from svc_infra.db.readiness import why_not_ready
 
 
@@ -45,6 +46,4 @@ async def readyz(request: Request) -> Healthy | Response:
     reason = await why_not_ready(context_of(request).database.engine)
     if reason is None:
         return Healthy()
-    return problem(
-        503, slug="not-ready", title="Not ready", detail=reason, retry_after_seconds=RETRY_AFTER_SECONDS
-    )
+    return problem_of(NOT_READY, detail=reason, retry_after_seconds=RETRY_AFTER_SECONDS)

@@ -19,8 +19,10 @@ that changes something may carry an `Idempotency-Key`; repeated within three day
 Money is an integer of minor units, a quantity a decimal string, an instant ISO 8601 in UTC."""
 
 
-def make_app(engine: AsyncEngine, limits: UsageLimits = NO_LIMITS) -> FastAPI:
-    """Make the application on ``engine``, which stays the caller's to dispose."""
+def make_app(
+    engine: AsyncEngine, limits: UsageLimits = NO_LIMITS, *, has_provider: bool | None = None
+) -> FastAPI:
+    """Make the application on ``engine``, which stays the caller's to dispose; see ``add_billing``."""
     app = FastAPI(
         title="svc_infra billing",
         version=__version__,
@@ -29,6 +31,6 @@ def make_app(engine: AsyncEngine, limits: UsageLimits = NO_LIMITS) -> FastAPI:
         redoc_url=None,
     )
     register_error_handlers(app)
-    add_billing(app, session_factory=make_session_factory(engine), limits=limits)
+    add_billing(app, session_factory=make_session_factory(engine), limits=limits, has_provider=has_provider)
     app.include_router(health_router())
     return app

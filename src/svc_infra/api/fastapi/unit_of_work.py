@@ -8,20 +8,22 @@ for byte.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import Depends, HTTPException, Request
-from fastapi.routing import APIRoute
-from sqlalchemy import Result, bindparam, delete, func, literal_column, select
+from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 from starlette.types import Message, Receive
 
+from svc_infra.api.answers import KeptAnswer, claim_slot, find_answer, keep_answer
 from svc_infra.api.fastapi.dependencies import CurrentPrincipal, Principal, context_of
-from svc_infra.api.fastapi.middleware.errors.handlers import Handler, answering_errors
+from svc_infra.api.fastapi.middleware.errors.handlers import Handler
+from svc_infra.api.fastapi.middleware.errors.kinds import TOO_LARGE
+from svc_infra.api.fastapi.middleware.errors.problem import Refusal
 from svc_infra.api.fastapi.middleware.idempotency import (
+    MAX_KEY_LENGTH,
     METHODS,
     in_progress,
     key_reused,
@@ -29,20 +31,24 @@ from svc_infra.api.fastapi.middleware.idempotency import (
     request_digest,
     usable_key,
 )
-from svc_infra.api.models import IdempotentAnswerRow
+from svc_infra.api.fastapi.route import ApiRoute
 from svc_infra.billing.first_use import ready
 
-ANSWERS_KEPT_FOR = timedelta(days=3)
 MAX_BODY_BYTES = 4 * 1024 * 1024
 _MAX_KEPT_BYTES = 1024 * 1024
 _ANSWERED_BY_THE_SERVER = (b"content-length",)
 
 
-class UnitOfWorkRoute(APIRoute):
-    """A route whose handler runs in the transaction of its request; its errors are problem documents."""
+class UnitOfWorkRoute(ApiRoute):
+    """A route whose handler runs in the transaction of its request."""
 
-    def get_route_handler(self) -> Handler:
-        handle = super().get_route_handler()
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        if METHODS.intersection(options.get("methods") or ()):
+            options["openapi_extra"] = {**_TAKES_KEY, **(options.get("openapi_extra") or {})}
+        super().__init__(path, endpoint, **options)
+
+    def make_handler(self) -> Handler:
+        handle = super().make_handler()
 
         async def handle_in_unit(request: Request) -> Response:
             request = Request(request.scope, _at_most(MAX_BODY_BYTES, request.receive))
@@ -56,7 +62,7 @@ class UnitOfWorkRoute(APIRoute):
                 await unit.close()  # which rolls back what was not committed
             return response
 
-        return answering_errors(handle_in_unit)
+        return handle_in_unit
 
 
 async def unit_session(request: Request, principal: CurrentPrincipal) -> AsyncSession:
@@ -68,19 +74,6 @@ async def unit_session(request: Request, principal: CurrentPrincipal) -> AsyncSe
 UnitSession = Annotated[AsyncSession, Depends(unit_session)]
 
 
-def prune_answers(session: Session, *, now: datetime, limit: int = 1_000) -> int:
-    """Delete up to ``limit`` answers that nobody can ask for again; return how many."""
-    old = (
-        select(IdempotentAnswerRow.slot)
-        .where(IdempotentAnswerRow.created_at < now - ANSWERS_KEPT_FOR)
-        .limit(bindparam("limit", limit))
-    )
-    deleted: Result[Any] = session.execute(
-        delete(IdempotentAnswerRow).where(IdempotentAnswerRow.slot.in_(old)).returning(literal_column("1"))
-    )
-    return len(deleted.all())
-
-
 def _at_most(max_bytes: int, receive: Receive) -> Receive:
     """Refuse a body that is longer, as it comes: its announced length may be wrong or missing."""
     size = 0
@@ -90,7 +83,7 @@ def _at_most(max_bytes: int, receive: Receive) -> Receive:
         message = await receive()
         size += len(message.get("body", b""))
         if size > max_bytes:
-            raise HTTPException(413, f"A body has at most {max_bytes:,} bytes here.")
+            raise Refusal(TOO_LARGE, f"A body has at most {max_bytes:,} bytes here.")
         return message
 
     return receive_some
@@ -152,38 +145,38 @@ class _Unit:
             return  # a stream cannot be kept; its route is idempotent by the keys of what it carries
         slot, fingerprint = self._kept_as
         headers = [
-            [name.decode("latin-1"), value.decode("latin-1")]
+            (name.decode("latin-1"), value.decode("latin-1"))
             for name, value in response.raw_headers
             if name not in _ANSWERED_BY_THE_SERVER
         ]
-        session.add(
-            IdempotentAnswerRow(
-                slot=slot,
-                fingerprint=fingerprint,
-                status=response.status_code,
-                headers=headers,
-                body=body,
-                created_at=self._context.clock.now(),
-            )
-        )
-        session.flush()
+        answer = KeptAnswer(fingerprint, response.status_code, headers, body)
+        keep_answer(session, slot, answer, now=self._context.clock.now())
 
 
 def _claim(session: Session, slot: str, fingerprint: str) -> Response | None:
     """Return the answer that is kept or the refusal; None if the request is to be done, now and by us."""
-    if session.get_bind().dialect.name == "postgresql":
-        # Held to the end of the transaction. SQLite needs none: its transactions take turns.
-        is_ours = select(func.pg_try_advisory_xact_lock(func.hashtextextended(slot, 0)))
-        if not session.scalars(is_ours).one():
-            return in_progress()
-    kept = session.get(IdempotentAnswerRow, slot)
+    if not claim_slot(session, slot):
+        return in_progress()
+    kept = find_answer(session, slot)
     if kept is None:
         return None
     if kept.fingerprint != fingerprint:
         return key_reused()
     response = Response(kept.body, kept.status)
-    headers: list[Any] = kept.headers
-    for name, value in headers:
+    for name, value in kept.headers:
         response.headers[name] = value
     response.headers["Idempotency-Replayed"] = "true"
     return response
+
+
+_TAKES_KEY: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "required": False,
+            "description": "Repeated with the same request within three days, the first answer comes back.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH},
+        }
+    ]
+}

@@ -24,6 +24,7 @@ def add_billing(
     prefix: str = "/_billing",
     clock: Clock | None = None,
     limits: UsageLimits = NO_LIMITS,
+    has_provider: bool | None = None,
 ) -> None:
     """Mount billing's routes under ``prefix``.
 
@@ -37,7 +38,8 @@ def add_billing(
 
         add_billing(app, session_factory=sessions, principal=lambda request: tenant_of(request.user))
 
-    ``limits`` say how far from now usage may lie; what lies beyond is refused.
+    ``limits`` say how far from now usage may lie; what lies beyond is refused. ``has_provider`` says whether
+    an invoice issued over HTTP is mirrored by ``billing.sync_invoice``; unless given, the settings do.
 
     Raises:
         InvalidSettings: called twice for one application, or the settings cannot be used.
@@ -45,7 +47,9 @@ def add_billing(
     if getattr(app.state, "svc_infra", None) is not None:
         raise InvalidSettings("add_billing was called for this application before; call it once")
     database = Database(session_factory)
-    app.state.svc_infra = ApiContext(database, principal, clock or SystemClock(), limits)
+    if has_provider is None:
+        has_provider = database.billing.provider != "none"
+    app.state.svc_infra = ApiContext(database, principal, clock or SystemClock(), limits, has_provider)
     # An application without register_error_handlers still answers our own errors for what they are.
     app.exception_handlers.setdefault(SvcInfraError, answer_error)
     app.include_router(make_router(), prefix=prefix)

@@ -7,12 +7,11 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, HTTPException, Query, Request
-from fastapi.routing import APIRoute
+from fastapi import APIRouter, Body, Query, Request
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from svc_infra.api.cursors import installation_cursors
+from svc_infra.api.fastapi.billing.access import AppClock, Limits, Reader, Sessions, Writer
 from svc_infra.api.fastapi.billing.usage_intake import (
     Intake,
     Metric,
@@ -21,28 +20,20 @@ from svc_infra.api.fastapi.billing.usage_intake import (
     take_all,
     take_one,
 )
-from svc_infra.api.fastapi.dependencies import (
-    Principal,
-    SessionFactory,
-    get_clock,
-    get_session_factory,
-    get_usage_limits,
-    require_scope,
-)
-from svc_infra.api.fastapi.middleware.errors.handlers import Handler, answering_errors
+from svc_infra.api.fastapi.middleware.errors.kinds import TOO_LARGE
+from svc_infra.api.fastapi.middleware.errors.problem import Refusal
+from svc_infra.api.fastapi.pages import Page, Paging
+from svc_infra.api.fastapi.route import ApiRoute, refusals
 from svc_infra.api.fastapi.unit_of_work import UnitOfWorkRoute, UnitSession
-from svc_infra.billing.aggregation import list_daily
+from svc_infra.billing.aggregation import DailyAggregate, list_daily
 from svc_infra.billing.first_use import ready
 from svc_infra.billing.usage_limits import UsageLimits
 from svc_infra.canonical import canonical_decimal, canonical_instant
-from svc_infra.clock import Clock
 
-MAX_PAGE = 1_000
 MAX_BATCH = 1_000
 _STREAM_CHUNK = 1_000
 _MAX_LINE_BYTES = 512 * 1024
 _MOST_ERRORS = 100
-_LIST = "usage"
 
 
 class UsageAccepted(BaseModel):
@@ -81,32 +72,16 @@ class UsageTotal(BaseModel):
     total: str
 
 
-class UsagePage(BaseModel):
-    """Totals in the order of their days, and the cursor of the next page while there is one."""
-
-    items: list[UsageTotal]
-    next_cursor: str | None
-
-
-Reader = Annotated[Principal, Depends(require_scope("billing.read"))]
-Writer = Annotated[Principal, Depends(require_scope("billing.write"))]
-Sessions = Annotated[SessionFactory, Depends(get_session_factory)]
-AppClock = Annotated[Clock, Depends(get_clock)]
-Limits = Annotated[UsageLimits, Depends(get_usage_limits)]
-
-
-class _StreamRoute(APIRoute):
-    """A route that commits as it goes; its errors are problem documents too."""
-
-    def get_route_handler(self) -> Handler:
-        return answering_errors(super().get_route_handler())
-
-
 def usage_router() -> APIRouter:
     """Make the routes of usage."""
     router = APIRouter(route_class=UnitOfWorkRoute, tags=["usage"])
     router.add_api_route(
-        "/usage", record_usage, methods=["POST"], status_code=202, operation_id="billing_record_usage"
+        "/usage",
+        record_usage,
+        methods=["POST"],
+        status_code=202,
+        operation_id="billing_record_usage",
+        responses=refusals(_409="The idempotency_key was used for another event."),
     )
     router.add_api_route(
         "/usage/batch", record_batch, methods=["POST"], operation_id="billing_record_usage_batch"
@@ -116,7 +91,7 @@ def usage_router() -> APIRouter:
         record_stream,
         methods=["POST"],
         operation_id="billing_record_usage_stream",
-        route_class_override=_StreamRoute,
+        route_class_override=ApiRoute,
         openapi_extra=_NDJSON,
     )
     router.add_api_route("/usage", list_usage, methods=["GET"], operation_id="billing_list_usage")
@@ -177,34 +152,29 @@ async def record_stream(
 async def list_usage(
     principal: Reader,
     session: UnitSession,
-    clock: AppClock,
-    metric: Annotated[Metric, Query()],
-    cursor: Annotated[str | None, Query(max_length=500)] = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
-) -> UsagePage:
+    paging: Paging,
+    metric: Annotated[Metric, Query(examples=["tokens"])],
+) -> Page[UsageTotal]:
     """List the daily totals of a metric as they were last aggregated."""
 
-    def page(sync_session: Session) -> UsagePage:
-        cursors = installation_cursors(sync_session, now=clock.now())
-        list_name = f"{_LIST}:{metric}"
-        after = None if cursor is None else datetime.fromisoformat(cursors.decode(list_name, cursor)[0])
-        days = list_daily(sync_session, principal.tenant_id, metric, after=after, limit=limit + 1)
-        items = [
-            UsageTotal(
-                period_start=canonical_instant(day.period_start),
-                granularity=day.granularity,
-                metric=day.metric,
-                total=canonical_decimal(day.total),
-            )
-            for day in days[:limit]
-        ]
-        has_more = len(days) > limit
-        return UsagePage(
-            items=items,
-            next_cursor=cursors.encode(list_name, [items[-1].period_start]) if has_more else None,
+    def page(sync_session: Session) -> Page[UsageTotal]:
+        position = paging.position(sync_session)
+        after = None if position is None else datetime.fromisoformat(position[0])
+        days = list_daily(sync_session, principal.tenant_id, metric, after=after, limit=paging.reach)
+        return paging.cut(
+            sync_session, days, item=_total, key=lambda day: [canonical_instant(day.period_start)]
         )
 
     return await session.run_sync(page)
+
+
+def _total(day: DailyAggregate) -> UsageTotal:
+    return UsageTotal(
+        period_start=canonical_instant(day.period_start),
+        granularity=day.granularity,
+        metric=day.metric,
+        total=canonical_decimal(day.total),
+    )
 
 
 def _take_ready(
@@ -220,7 +190,7 @@ async def _chunks(request: Request) -> AsyncIterator[list[Any]]:
     async for piece in request.stream():
         *complete, pending = (pending + piece).split(b"\n")
         if len(pending) > _MAX_LINE_BYTES:
-            raise HTTPException(413, f"A line has at most {_MAX_LINE_BYTES:,} bytes.")
+            raise Refusal(TOO_LARGE, f"A line has at most {_MAX_LINE_BYTES:,} bytes.")
         for line in complete:
             if line.strip():
                 chunk.append(_json(line))

@@ -12,7 +12,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from svc_infra.api.fastapi.dependencies import find_principal
-from svc_infra.api.fastapi.middleware.errors.problem import problem
+from svc_infra.api.fastapi.middleware.errors.kinds import (
+    IDEMPOTENCY_KEY_IN_PROGRESS,
+    IDEMPOTENCY_KEY_REUSED,
+    INVALID_IDEMPOTENCY_KEY,
+    TOO_LARGE,
+)
+from svc_infra.api.fastapi.middleware.errors.problem import problem_of
 
 METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 MAX_KEY_LENGTH = 255
@@ -170,7 +176,7 @@ class IdempotencyMiddleware:
 
     def _refusal_of_size(self) -> Response:
         detail = f"With {self._header}, a body has at most {self._max_body_bytes:,} bytes."
-        return problem(413, detail=detail)
+        return problem_of(TOO_LARGE, detail=detail)
 
 
 def usable_key(keys: Sequence[str]) -> bool:
@@ -181,27 +187,20 @@ def usable_key(keys: Sequence[str]) -> bool:
 def refusal_of_key(header: str) -> Response:
     """Answer a request whose key is none."""
     detail = f"Send {header} once, with 1 to {MAX_KEY_LENGTH} characters."
-    return problem(400, slug="invalid-idempotency-key", title="The key cannot be used", detail=detail)
+    return problem_of(INVALID_IDEMPOTENCY_KEY, detail=detail)
 
 
 def key_reused() -> Response:
     """Answer a key that came before with another request."""
-    return problem(
-        422,
-        slug="idempotency-key-reused",
-        title="The key was used for another request",
-        detail="Send the first request again unchanged, or this one with a new key.",
+    return problem_of(
+        IDEMPOTENCY_KEY_REUSED, detail="Send the first request again unchanged, or this one with a new key."
     )
 
 
 def in_progress() -> Response:
     """Answer a key whose first request has not ended."""
-    return problem(
-        409,
-        slug="idempotency-key-in-progress",
-        title="The first request with this key is still running",
-        detail="Send it again when that one has ended.",
-        retry_after_seconds=1,
+    return problem_of(
+        IDEMPOTENCY_KEY_IN_PROGRESS, detail="Send it again when that one has ended.", retry_after_seconds=1
     )
 
 

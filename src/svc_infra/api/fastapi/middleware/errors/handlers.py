@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 from fastapi import FastAPI
@@ -14,49 +14,24 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from svc_infra import exceptions
-from svc_infra.api.fastapi.middleware.errors.problem import problem
+from svc_infra.api.fastapi.middleware.errors.kinds import (
+    INTERNAL,
+    INVALID_REQUEST,
+    UNAVAILABLE,
+    ProblemKind,
+    kind_of,
+)
+from svc_infra.api.fastapi.middleware.errors.problem import Refusal, problem, problem_of
+from svc_infra.billing.entitlements import Quota
+from svc_infra.billing.quota_headers import rate_limit_headers
 from svc_infra.db.transient import is_transient
-from svc_infra.exceptions import SvcInfraError
+from svc_infra.exceptions import QuotaExceeded, SvcInfraError
 
 log = structlog.get_logger(__name__)
 
 RETRY_AFTER_SECONDS = 5
 _MAX_ERRORS = 20
 _MAX_TEXT_LENGTH = 200
-
-
-class _Kind(NamedTuple):
-    status: int
-    slug: str
-    title: str
-
-
-# What the caller can do something about. Any other error of ours is our own fault: 500, without its message.
-_KINDS: dict[type[SvcInfraError], _Kind] = {
-    exceptions.InvalidUsage: _Kind(422, "invalid-usage", "The usage event cannot be recorded"),
-    exceptions.InvalidPayload: _Kind(422, "invalid-payload", "The payload cannot be stored"),
-    exceptions.InvalidSchedule: _Kind(422, "invalid-schedule", "The schedule cannot be used"),
-    exceptions.InvalidEndpoint: _Kind(422, "invalid-endpoint", "The endpoint cannot be used"),
-    exceptions.InvalidTopic: _Kind(422, "invalid-topic", "The topic is not one"),
-    exceptions.InvalidSecret: _Kind(422, "invalid-secret", "The secret cannot sign"),
-    exceptions.AddressRefused: _Kind(422, "address-refused", "The address may not be dialled"),
-    exceptions.InvalidCurrency: _Kind(422, "invalid-currency", "The currency is unknown"),
-    exceptions.InvalidPeriod: _Kind(422, "invalid-period", "The period cannot be billed"),
-    exceptions.InvalidPrice: _Kind(422, "invalid-price", "The price cannot be rated"),
-    exceptions.InvalidCatalog: _Kind(422, "invalid-catalog", "The catalog has an error"),
-    exceptions.InvalidSubscription: _Kind(422, "invalid-subscription", "The subscription cannot be stored"),
-    exceptions.AmountTooLarge: _Kind(422, "amount-too-large", "The amount is too large"),
-    exceptions.VerificationFailed: _Kind(400, "verification-failed", "The signature does not verify"),
-    exceptions.NotFound: _Kind(404, "not-found", "There is no such record"),
-    exceptions.IdempotencyConflict: _Kind(409, "idempotency-conflict", "The idempotency key is taken"),
-    exceptions.PeriodOverlap: _Kind(409, "period-overlap", "The period overlaps an invoiced one"),
-    exceptions.AmbiguousPrice: _Kind(409, "ambiguous-price", "Two prices bill the same usage"),
-    exceptions.InvalidCursor: _Kind(422, "invalid-cursor", "The cursor is none of ours"),
-    exceptions.InvalidApiKey: _Kind(422, "invalid-api-key", "The key cannot be made"),
-    exceptions.QuotaExceeded: _Kind(429, "quota-exceeded", "The quota is used up"),
-    exceptions.SchemaMissing: _Kind(503, "schema-missing", "The database is not ready"),
-}
 
 
 def register_error_handlers(app: FastAPI) -> None:
@@ -77,20 +52,13 @@ async def answer_error(request: Request, error: Exception) -> Response:
         case HTTPException():
             return _from_http(error)
         case RequestValidationError():
-            return problem(
-                422,
-                slug="invalid-request",
-                title="The request is not valid",
-                errors=_places(error.errors()),
-            )
-        case SvcInfraError() if (kind := _kind_of(error)) is not None:
+            return problem_of(INVALID_REQUEST, errors=_places(error.errors()))
+        case SvcInfraError() if (kind := kind_of(error)) is not None:
             return _from_kind(kind, error)
         case _ if is_transient(error):
             log.warning("api.unavailable", error=type(error).__name__, path=request.url.path)
-            return problem(
-                503,
-                slug="unavailable",
-                title="Something this service needs is away",
+            return problem_of(
+                UNAVAILABLE,
                 detail="Send the same request again.",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
@@ -113,20 +81,17 @@ def answering_errors(handle: Handler) -> Handler:
 
 
 async def _answer_unexpected(request: Request, error: Exception) -> Response:
-    return problem(500, slug="internal", title="Something went wrong on our side")
+    return problem_of(INTERNAL)
 
 
-def _kind_of(error: SvcInfraError) -> _Kind | None:
-    return next((_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS), None)
-
-
-def _from_kind(kind: _Kind, error: SvcInfraError) -> Response:
+def _from_kind(kind: ProblemKind, error: SvcInfraError) -> Response:
     retry_after = getattr(error, "retry_after_seconds", None)
     if retry_after is None and kind.status == HTTPStatus.SERVICE_UNAVAILABLE:
         retry_after = RETRY_AFTER_SECONDS
-    return problem(
-        kind.status, slug=kind.slug, title=kind.title, detail=str(error), retry_after_seconds=retry_after
-    )
+    headers = None
+    if isinstance(error, QuotaExceeded) and isinstance(error.quota, Quota):
+        headers = rate_limit_headers(error.quota, reset_seconds=error.retry_after_seconds or 0.0)
+    return problem_of(kind, detail=str(error), headers=headers, retry_after_seconds=retry_after)
 
 
 def _from_http(error: HTTPException) -> Response:
@@ -135,6 +100,8 @@ def _from_http(error: HTTPException) -> Response:
         HTTPStatus.NOT_MODIFIED,
     ):
         return Response(status_code=error.status_code, headers=error.headers)
+    if isinstance(error, Refusal):
+        return problem_of(error.kind, detail=error.detail, headers=error.headers)
     # FastAPI lets an application raise any JSON as its detail; the standard's member is a text.
     detail: Any = error.detail
     if isinstance(detail, str):

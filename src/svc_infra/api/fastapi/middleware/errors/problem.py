@@ -7,33 +7,45 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
+
+from svc_infra.api.fastapi.middleware.errors.kinds import ProblemKind
 
 MEDIA_TYPE = "application/problem+json"
 
 
-def problem_type(slug: str) -> str:
-    """Return the ``type`` that names a kind of problem: stable, for programs to compare."""
-    return f"urn:svc-infra:problem:{slug}"
+class Refusal(HTTPException):
+    """Ends a request with a problem of a kind; ``detail`` is for whoever asked."""
+
+    def __init__(
+        self, kind: ProblemKind, detail: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(kind.status, detail or kind.title, None if headers is None else dict(headers))
+        self.kind = kind
+
+
+def problem_of(kind: ProblemKind, **more: Any) -> Response:
+    """Make the answer of a kind; ``more`` are the arguments of ``problem``."""
+    return problem(kind.status, kind=kind, **more)
 
 
 def problem(
     status: int,
     *,
-    slug: str | None = None,
-    title: str | None = None,
+    kind: ProblemKind | None = None,
     detail: str | None = None,
     headers: Mapping[str, str] | None = None,
     retry_after_seconds: float | None = None,
     **members: Any,
 ) -> Response:
-    """Make the answer. Without ``slug`` the type is ``about:blank``: the status says it all.
+    """Make the answer. Without ``kind`` the type is ``about:blank``: the status says it all.
 
     ``members`` are further JSON members; what is there must be safe to show to the caller.
     """
     body = {
-        "type": "about:blank" if slug is None else problem_type(slug),
-        "title": title or _phrase(status),
+        "type": "about:blank" if kind is None else kind.type,
+        "title": _phrase(status) if kind is None else kind.title,
         "status": status,
         **({} if detail is None else {"detail": detail}),
         **members,

@@ -1,0 +1,43 @@
+"""What billing's routes depend on: a caller with the scope, the time, the database, ids in the path."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, TypeAlias
+
+from fastapi import Depends, Path
+from pydantic import StringConstraints
+from sqlalchemy.orm import Session
+
+from svc_infra.api.fastapi.dependencies import (
+    Principal,
+    SessionFactory,
+    get_clock,
+    get_session_factory,
+    get_usage_limits,
+    require_scope,
+)
+from svc_infra.billing.usage_limits import UsageLimits
+from svc_infra.clock import Clock
+from svc_infra.jobs.acts import record_act
+
+MAX_ID_LENGTH = 100
+
+Reader = Annotated[Principal, Depends(require_scope("billing.read"))]
+Writer = Annotated[Principal, Depends(require_scope("billing.write"))]
+Sessions = Annotated[SessionFactory, Depends(get_session_factory)]
+AppClock = Annotated[Clock, Depends(get_clock)]
+Limits = Annotated[UsageLimits, Depends(get_usage_limits)]
+
+# No database stores NUL in a text, so no record has it in its name.
+Name: TypeAlias = Annotated[
+    str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pattern=r"^[^\x00]*$")
+]
+PathId = Annotated[Name, Path()]
+
+
+def record(
+    session: Session, principal: Principal, act: str, subject: str, *, now: datetime, **detail: Any
+) -> None:
+    """Record what a caller does to something of its tenant, in the transaction that does it."""
+    record_act(session, act, subject, actor=principal.actor, now=now, tenant_id=principal.tenant_id, **detail)
