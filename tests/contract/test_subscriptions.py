@@ -46,7 +46,7 @@ async def test_a_subscription_is_stored_and_listed_with_its_plan(session_factory
     subscription_id = await add(session_factory, "small", ended_at=MARCH)
     async with session_factory() as session:
         listed = await session.run_sync(list_subscriptions, tenant_id="t1")
-    assert listed == [(subscription_id, "t1", "small", NOW, MARCH, 1, None, "calendar")]
+    assert listed == [(subscription_id, "t1", "small", NOW, MARCH, 1, None, "calendar", NOW, None)]
 
 
 async def test_a_plan_may_follow_another_from_the_instant_it_ends(session_factory: Sessions) -> None:
