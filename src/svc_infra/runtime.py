@@ -93,7 +93,7 @@ class Runtime:
             self.session_factory,
             self.clock,
             poll_seconds=settings.webhooks.poll_seconds,
-            on_relayed=self.deliverer.wake,
+            deliverer=self.deliverer,
             is_listening=not settings.database.behind_transaction_pooler,
         )
         self.webhook_upkeep = self._webhook_upkeep()

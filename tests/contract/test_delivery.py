@@ -30,6 +30,7 @@ from svc_infra.webhooks.service import InMemoryWebhookSubscriptions, WebhookServ
 from svc_infra.webhooks.signature import new_secret
 from svc_infra.webhooks.transport import HttpSender
 from tests.contract.scripted_receiver import ScriptedReceiver
+from tests.scenarios.world import until
 
 Factory = async_sessionmaker[AsyncSession]
 NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
@@ -327,6 +328,41 @@ async def test_what_was_relayed_to_an_endpoint_disabled_meanwhile_is_held_and_no
     async with session_factory() as session:
         (row,) = await session.scalars(select(DeliveryRow))
     assert (row.state, row.attempt, row.lease_id) == ("held", 0, None)
+
+
+async def test_what_a_relay_makes_beside_a_deliverer_is_sent_without_another_claim(
+    world: World, receiver: ScriptedReceiver, sender: HttpSender, session_factory: Factory
+) -> None:
+    await world.subscribe(TOPIC, receiver.url("/hook"))
+    deliverer, stop = Deliverer(session_factory, sender, world.clock, poll_seconds=3600), asyncio.Event()
+    relay = Relay(session_factory, world.clock, deliverer=deliverer)
+    running = asyncio.create_task(deliverer.run(stop))
+    await world.publish(TOPIC)
+    await relay.run_once()
+
+    async def is_idle() -> bool:
+        return await world.states() == ["delivered"]
+
+    await until(is_idle, what=lambda: "the first is not recorded")
+    woken: list[bool] = []
+    deliverer.wake = lambda: woken.append(True)  # type: ignore[method-assign]
+    await world.publish(TOPIC)
+    await relay.run_once()
+    await receiver.wait_for("/hook", 2)
+    assert woken == []
+    stop.set()
+    await running
+    assert await world.states() == ["delivered"] * 2
+
+
+async def test_a_deliverer_that_stops_takes_nothing_over(world: World, session_factory: Factory) -> None:
+    await world.subscribe(TOPIC, "http://127.0.0.1:9/")
+    deliverer, stop = Deliverer(session_factory, world.sender, world.clock), asyncio.Event()
+    stop.set()
+    await deliverer.run(stop)
+    await world.publish(TOPIC)
+    assert await Relay(session_factory, world.clock, deliverer=deliverer).run_once() == 1
+    assert await world.states() == ["pending"]
 
 
 async def test_no_more_is_claimed_of_an_endpoint_than_it_may_have(

@@ -9,7 +9,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import text
@@ -20,6 +20,7 @@ from svc_infra.db.session import make_engine, make_session_factory
 from svc_infra.jobs import Handlers, Job, JobRequest, JobState, SqlJobQueue, Worker
 from svc_infra.jobs.models import JobRow
 from svc_infra.jobs.waking import WakeUp, announce
+from svc_infra.webhooks.deliverer import Deliverer
 from svc_infra.webhooks.relay import Relay
 from tests.contract.queue_contract import Sessions, enqueue
 from tests.contract.webhook_shop import Shop
@@ -197,7 +198,9 @@ async def test_a_message_is_relayed_without_a_poll_whichever_process_publishes_i
 ) -> None:
     shop, relayed, stop = Shop(session_factory), asyncio.Event(), asyncio.Event()
     endpoint_id = await shop.add()
-    relay = Relay(session_factory, poll_seconds=NEVER, on_relayed=relayed.set)
+    deliverer = Deliverer(session_factory, cast(Any, None))
+    deliverer.wake = relayed.set  # type: ignore[method-assign]
+    relay = Relay(session_factory, poll_seconds=NEVER, deliverer=deliverer)
     running = asyncio.create_task(relay.run(stop))
     for _ in range(3):
         await shop.publish({})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from random import Random
 
@@ -18,6 +19,7 @@ from svc_infra import failpoints
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.jobs.loop import run_loop, wait_any
 from svc_infra.webhooks.claimed_delivery import ClaimedDelivery, DeliveryResult
+from svc_infra.webhooks.claimer import Claimer, ClaimTerms
 from svc_infra.webhooks.deliverer_stats import DelivererStats
 from svc_infra.webhooks.delivery import (
     RetrySchedule,
@@ -25,16 +27,12 @@ from svc_infra.webhooks.delivery import (
     is_overload,
     judge,
 )
-from svc_infra.webhooks.delivery_claim import claim
 from svc_infra.webhooks.delivery_rows import record, release, rescue
-from svc_infra.webhooks.due_deliveries import Round
 from svc_infra.webhooks.health import HealthPolicy
 from svc_infra.webhooks.lanes import Lane, Lanes
 from svc_infra.webhooks.sealing import KeyRing
 from svc_infra.webhooks.sending import Sender, attempt
 
-_CLAIM_BATCH = 200
-_MAX_CLAIMED = 400
 _FLUSH_AT = 100
 _MAX_FLUSH = 500
 _FLUSH_SECONDS = 0.02
@@ -74,16 +72,14 @@ class Deliverer:
         self._sender = sender
         self._clock = clock or SystemClock()
         self._schedule = schedule or RetrySchedule()
-        self._lease_seconds = lease_seconds
-        self._send_seconds = send_seconds
         self._poll_seconds = poll_seconds
         self._rng = rng or Random()
-        self._keys = keys
         self._health = health or HealthPolicy()
         self._slots = asyncio.Semaphore(in_flight)
         rated_ahead_seconds = min(_RATED_AHEAD_SECONDS, (lease_seconds - send_seconds) / 2)
         self._lanes = Lanes(per_endpoint, rated_ahead_seconds=rated_ahead_seconds)
-        self._round = Round()
+        terms = ClaimTerms(lease_seconds, send_seconds, poll_seconds, keys, self._health)
+        self.claimer = Claimer(session_factory, self._lanes, terms, self._send_from)
         self._tasks: set[asyncio.Task[None]] = set()
         self._crash: BaseException | None = None
         self._results: list[DeliveryResult] = []
@@ -91,11 +87,11 @@ class Deliverer:
         self._oldest_result_at = 0.0
         self._wake = asyncio.Event()
         self._ending = asyncio.Event()
-        self._more_due = True
-        self._next_poll_at = self._next_rescue_at = 0.0
+        self._next_rescue_at = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Deliver until ``stop`` is set; then what is being sent is finished and the rest given back."""
+        self.claimer.is_open = True
         try:
             await run_loop(
                 "webhooks.deliverer",
@@ -110,7 +106,7 @@ class Deliverer:
 
     def wake(self) -> None:
         """Say that something may have become due."""
-        self._more_due = True
+        self.claimer.more_due = True
         self._wake.set()
 
     async def drain(self) -> int:
@@ -123,13 +119,13 @@ class Deliverer:
 
     async def _drain(self, due_at: datetime | None) -> int:
         before = self.stats.delivered
-        self._more_due = True
+        self.claimer.more_due = True
         try:
             while True:
                 self._wake.clear()
                 if await self._step(due_at):
                     continue
-                if not (self._lanes.held or self._results or self._too_late or self._more_due):
+                if not (self._lanes.held or self._results or self._too_late or self.claimer.more_due):
                     return self.stats.delivered - before
                 await self._wake.wait()
         finally:
@@ -138,51 +134,13 @@ class Deliverer:
     async def _step(self, due_at: datetime | None = None) -> bool:
         """Do what the database is needed for now; True when there may be more to claim at once."""
         self._raise_crash()
-        now = time.monotonic()
-        if now >= self._next_rescue_at:
+        if time.monotonic() >= self._next_rescue_at:
             await self._rescue()
         if self._is_flush_due():
             await self._flush()
-        if self._has_room() and (self._more_due or now >= self._next_poll_at):
-            return await self._claim(due_at or self._clock.now())
+        if self.claimer.is_due():
+            return await self.claimer.claim(due_at or self._clock.now())
         return False
-
-    async def _claim(self, now: datetime) -> bool:
-        started = time.monotonic()
-        allowances = self._lanes.allowances(started)
-        round_ = self._round if self._lanes.is_crowded else None
-        self._more_due = False
-        # The loop polls with jitter: half of it, so that no poll comes too early to count.
-        self._next_poll_at = started + self._poll_seconds / 2
-        async with self._session_factory.begin() as session:
-            claimed, has_given_back = await session.run_sync(
-                claim,
-                now=now,
-                lease_seconds=self._lease_seconds,
-                limit=_CLAIM_BATCH,
-                allowance=self._lanes.in_flight_cap,
-                allowances=allowances,
-                keys=self._keys,
-                health=self._health,
-                round_=round_,
-            )
-        if claimed:
-            failpoints.reached("after_delivery_claim")
-        send_before = started + self._lease_seconds - self._send_seconds
-        lanes = self._lanes.put(claimed, allowances, send_before=send_before)
-        for lane in lanes:
-            self._start_senders(lane)
-        # An endpoint that got all it may have, or nothing as it is paused, could have hidden what is due for
-        # others, and so could the endpoints that a round has not come to yet.
-        is_to_go_on = round_ is not None and not round_.is_complete
-        if (
-            has_given_back
-            or is_to_go_on
-            or len(claimed) == _CLAIM_BATCH
-            or any(one.has_more for one in lanes)
-        ):
-            self._more_due = True
-        return self._more_due
 
     async def _rescue(self) -> None:
         self._next_rescue_at = time.monotonic() + _RESCUE_SECONDS
@@ -192,9 +150,15 @@ class Deliverer:
             )
         if rescued:
             log.warning("webhooks.deliveries_rescued", count=rescued)
-            self._more_due = True
+            self.claimer.more_due = True
 
     # --- sending --------------------------------------------------------------------------------------------
+
+    def _send_from(self, lanes: Sequence[Lane]) -> None:
+        for lane in lanes:
+            self._start_senders(lane)
+        if self.claimer.more_due:
+            self._wake.set()
 
     def _start_senders(self, lane: Lane) -> None:
         while lane.senders < min(lane.senders_allowed, lane.held):
@@ -264,14 +228,11 @@ class Deliverer:
 
     def _notice_progress(self, lane: Lane) -> None:
         if lane.wants_refill():
-            self._more_due = True
-        if self._is_flush_due() or (self._more_due and self._has_room()):
+            self.claimer.more_due = True
+        if self._is_flush_due() or (self.claimer.more_due and self.claimer.has_room()):
             self._wake.set()
 
     # --- recording ------------------------------------------------------------------------------------------
-
-    def _has_room(self) -> bool:
-        return _MAX_CLAIMED - self._lanes.held >= _CLAIM_BATCH
 
     def _is_flush_due(self) -> bool:
         if not self._results:
@@ -299,13 +260,14 @@ class Deliverer:
             raise
         if held:
             failpoints.reached("after_record_commit")
-        self._more_due = self._more_due or bool(too_late)
+        self.claimer.more_due = self.claimer.more_due or bool(too_late)
         self.stats.count(results, held)
 
     # --- ending ---------------------------------------------------------------------------------------------
 
     async def _wind_down(self) -> None:
         """Give back what was not sent, and wait for and record what is being sent."""
+        await self.claimer.close()
         self._too_late += self._lanes.take_waiting()
         self._ending.set()
         if self._tasks:
@@ -315,6 +277,7 @@ class Deliverer:
 
     def _abandon(self) -> None:
         """Drop what is left after an error or a cancellation; its leases end by themselves."""
+        self.claimer.is_open = False
         self._lanes.take_waiting()
         for task in self._tasks:
             task.cancel()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, TypeAlias, cast
@@ -34,6 +34,7 @@ from svc_infra.db.outbox import MESSAGES_CHANNEL, OutboxMessageRow, OutboxState
 from svc_infra.db.rowset import Rowset
 from svc_infra.jobs.loop import run_loop
 from svc_infra.jobs.waking import WakeUp
+from svc_infra.webhooks.deliverer import Deliverer
 from svc_infra.webhooks.delivery import DeliveryState
 from svc_infra.webhooks.models import DeliveryRow, EndpointRow
 from svc_infra.webhooks.ordering import HELD_FOR_ORDER, HELD_WHILE_DISABLED, lock_endpoints, promote
@@ -41,6 +42,8 @@ from svc_infra.webhooks.payload_filter import data_of, fits
 from svc_infra.webhooks.topic_patterns import is_wanted
 
 BATCH_SIZE = 500
+# A larger batch is rather committed soon than claimed from: its first deliveries are under way meanwhile.
+_SENT_AT_ONCE = 50
 _ROWS_PER_INSERT = 10_000
 
 _MESSAGES = cast(Table, OutboxMessageRow.__table__)
@@ -71,10 +74,10 @@ class Relay:
         *,
         batch_size: int = BATCH_SIZE,
         poll_seconds: float = 1.0,
-        on_relayed: Callable[[], None] | None = None,
+        deliverer: Deliverer | None = None,
         is_listening: bool = True,
     ) -> None:
-        """Make a relay; ``on_relayed`` is called after a batch that made deliveries (``Deliverer.wake``).
+        """Make a relay; a ``deliverer`` of the same process sends at once what it relays.
 
         ``is_listening`` is False behind a transaction pooler: what other processes publish then waits for the
         next poll.
@@ -83,17 +86,22 @@ class Relay:
         self._clock = clock or SystemClock()
         self._batch_size = batch_size
         self._poll_seconds = poll_seconds
-        self._on_relayed = on_relayed
+        self._deliverer = deliverer
         self._is_listening = is_listening
         self._wake = asyncio.Event()
 
     async def run_once(self) -> int:
         """Relay one batch and return how many messages it had; 0 means that none is pending."""
         now = self._clock.now()
-        async with self._session_factory.begin() as session:
+        if self._deliverer is None:
+            async with self._session_factory.begin() as session:
+                return await session.run_sync(relay_pending, now=now, limit=self._batch_size)
+        handover = self._deliverer.claimer.handover(now)
+        async with handover as lease, self._session_factory.begin() as session:
             count = await session.run_sync(relay_pending, now=now, limit=self._batch_size)
-        if count and self._on_relayed is not None:
-            self._on_relayed()
+            is_leased = 0 < count <= _SENT_AT_ONCE and await lease(session)
+        if count and not is_leased:
+            self._deliverer.wake()
         return count
 
     async def drain(self) -> int:

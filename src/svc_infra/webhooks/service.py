@@ -211,7 +211,7 @@ class WebhookService:
             keys=self._keys,
             health=self._health,
         )
-        relay = Relay(factory, self._clock, poll_seconds=poll_seconds, on_relayed=deliverer.wake)
+        relay = Relay(factory, self._clock, poll_seconds=poll_seconds, deliverer=deliverer)
         return relay, deliverer
 
     def _message(self, publication: Publication) -> OutboxMessage:
