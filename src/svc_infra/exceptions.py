@@ -53,6 +53,10 @@ class InvalidEndpoint(SvcInfraError):
     """A webhook endpoint cannot be stored or used as given."""
 
 
+class EndpointNotReady(InvalidEndpoint):
+    """The endpoint is disabled, or its delivery is being sent at this moment; nothing was changed."""
+
+
 class InvalidTopic(SvcInfraError):
     """A topic is not ``part.part`` of letters, digits and underscores."""
 

@@ -38,7 +38,8 @@ from svc_infra.webhooks.deliverer import Deliverer
 from svc_infra.webhooks.delivery import RetrySchedule
 from svc_infra.webhooks.dialer import Dialer
 from svc_infra.webhooks.egress import EgressProxy, ProxyDialer
-from svc_infra.webhooks.endpoints import EndpointRules, SqlWebhookEndpoints
+from svc_infra.webhooks.endpoint_rules import endpoint_rules, key_ring
+from svc_infra.webhooks.endpoints import SqlWebhookEndpoints
 from svc_infra.webhooks.guard import PublicAddresses, UrlPolicy
 from svc_infra.webhooks.operational import operational_topics
 from svc_infra.webhooks.pool import ConnectionPool
@@ -240,26 +241,6 @@ def catalogue(application: Application) -> TopicCatalogue:
     for some in (billing_topics(), operational_topics(), application.topics):
         topics.include(some)
     return topics
-
-
-def key_ring(webhooks: WebhookSettings) -> KeyRing | None:
-    """Return the keys that seal signing secrets, or None if the settings give none.
-
-    Raises:
-        InvalidSettings: they cannot be read.
-    """
-    keys = webhooks.secret_keys.get_secret_value().strip()
-    return KeyRing.parse(keys) if keys else None
-
-
-def endpoint_rules(webhooks: WebhookSettings) -> EndpointRules:
-    """Return what the settings say about the URLs and secrets of endpoints.
-
-    Raises:
-        InvalidSettings: a network or a key cannot be read.
-    """
-    urls = UrlPolicy(allow_http=webhooks.allow_http, ports=webhooks.allow_ports)
-    return EndpointRules(urls, PublicAddresses(webhooks.allow_networks), key_ring(webhooks))
 
 
 def guarded_sender(webhooks: WebhookSettings) -> HttpSender:

@@ -16,7 +16,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "http_reference.md"
 HEAD = """# Reference of the HTTP API
 
 Written from the application by `python -m tests.examples.test_http_reference`, and held to it by a test.
-How to use it: [billing over HTTP](howto/http.md).
+How to use it: [billing over HTTP](howto/http.md), [webhooks and jobs](howto/http_webhooks_and_jobs.md).
 """
 
 
@@ -35,6 +35,10 @@ def reference() -> str:
         rows = "\n".join(sorted(routes[tag], key=lambda row: row.split("`")[1].split()[::-1]))
         title = tag[0].upper() + tag[1:]
         parts.append(f"## {title}\n\n| Route | Scope | What it does |\n|---|---|---|\n{rows}\n")
+    sent = "\n".join(
+        f"| `{name}` | {spec['post']['summary']} |" for name, spec in document["webhooks"].items()
+    )
+    parts.append(f"## Webhooks that are sent\n\n| Topic | When |\n|---|---|\n{sent}\n")
     kinds = sorted(ALL_KINDS, key=lambda kind: (kind.status, kind.slug))
     rows = "\n".join(f"| {kind.status} | `{kind.type}` | {kind.title} |" for kind in kinds)
     parts.append(

@@ -6,6 +6,7 @@ import asyncio
 
 import click
 
+from svc_infra.application import Application, load_application
 from svc_infra.cli.context import engine_of, run_async, settings_options
 from svc_infra.cli.monitored import monitored
 from svc_infra.cli.run import stop_on_signals
@@ -13,6 +14,8 @@ from svc_infra.config import Settings
 from svc_infra.db.migration import require_head
 from svc_infra.exceptions import InvalidSettings
 from svc_infra.logs import configure_logging
+from svc_infra.runtime import default_schedules
+from svc_infra.webhooks.endpoint_rules import endpoint_rules
 
 
 @click.command()
@@ -20,19 +23,27 @@ from svc_infra.logs import configure_logging
 @click.option(
     "--port", type=click.IntRange(0, 65535), help="Port to listen on, before api.port; 0 takes a free one."
 )
+@click.option(
+    "--app",
+    "application",
+    metavar="MODULE:ATTRIBUTE",
+    help="As given to 'run': its topics and schedules are shown, too.",
+)
 @settings_options
-def api(settings: Settings, host: str | None, port: int | None) -> None:
+def api(settings: Settings, host: str | None, port: int | None, application: str | None) -> None:
     """Serve the HTTP API. Keys come from 'worker.py keys create'; only health is open.
 
     SIGTERM or SIGINT closes the port, lets requests that run end within worker.grace_seconds, and exits 0.
     Jobs and webhooks are not run here: that is 'worker.py run'.
     """
     configure_logging(settings.log.level)
-    run_async(_serve(settings, host or settings.api.host, settings.api.port if port is None else port))
+    own = load_application(application) if application else Application()
+    run_async(_serve(settings, own, host or settings.api.host, settings.api.port if port is None else port))
 
 
-async def _serve(settings: Settings, host: str, port: int) -> None:
+async def _serve(settings: Settings, own: Application, host: str, port: int) -> None:
     try:
+        from svc_infra.api.fastapi.service import make_app
         from svc_infra.cli.http_server import serve_http
         from svc_infra.cli.usage_events import limits_in
     except ImportError as error:
@@ -44,14 +55,15 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
     try:
         await require_head(engine)
         async with monitored(settings.monitoring, engine, stop):
-            await serve_http(
+            app = make_app(
                 engine,
-                stop,
-                host=host,
-                port=port,
-                grace_seconds=settings.worker.grace_seconds,
-                limits=limits_in(settings),
+                limits_in(settings),
                 has_provider=settings.billing.provider != "none",
+                rules=endpoint_rules(settings.webhooks),
+                topics=own.topics,
+                schedules=[*default_schedules(settings), *own.schedules],
             )
+            grace_seconds = settings.worker.grace_seconds
+            await serve_http(app, stop, host=host, port=port, grace_seconds=grace_seconds)
     finally:
         await engine.dispose()

@@ -32,8 +32,9 @@ from svc_infra.exceptions import (
     SchemaMissing,
 )
 from svc_infra.jobs.timing import NEVER
-from svc_infra.runtime import default_schedules, key_ring
+from svc_infra.runtime import default_schedules
 from svc_infra.webhooks.dialer import Dialer
+from svc_infra.webhooks.endpoint_rules import key_ring
 from svc_infra.webhooks.endpoints import Endpoint, list_endpoints
 from svc_infra.webhooks.guard import PublicAddresses
 

@@ -15,10 +15,10 @@ from svc_infra.cli.endpoint_options import changeable_options, changed_options, 
 from svc_infra.cli.table import print_table
 from svc_infra.clock import SystemClock
 from svc_infra.config import Settings
-from svc_infra.runtime import endpoint_rules
 from svc_infra.webhooks.audit import list_acts
 from svc_infra.webhooks.endpoint_options import EndpointOptions
 from svc_infra.webhooks.endpoint_removal import remove_endpoint
+from svc_infra.webhooks.endpoint_rules import endpoint_rules
 from svc_infra.webhooks.endpoint_switch import disable_endpoint, enable_endpoint
 from svc_infra.webhooks.endpoints import (
     Endpoint,

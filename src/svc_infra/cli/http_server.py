@@ -9,10 +9,7 @@ from contextlib import contextmanager
 
 import structlog
 import uvicorn
-from sqlalchemy.ext.asyncio import AsyncEngine
-
-from svc_infra.api.fastapi.service import make_app
-from svc_infra.billing.usage_limits import UsageLimits
+from fastapi import FastAPI
 
 log = structlog.get_logger(__name__)
 
@@ -31,18 +28,11 @@ class _Server(uvicorn.Server):
 
 
 async def serve_http(
-    engine: AsyncEngine,
-    stop: asyncio.Event,
-    *,
-    host: str,
-    port: int,
-    grace_seconds: float,
-    limits: UsageLimits,
-    has_provider: bool,
+    app: FastAPI, stop: asyncio.Event, *, host: str, port: int, grace_seconds: float
 ) -> None:
     """Serve until ``stop`` is set; then close the port and let requests that run end in ``grace_seconds``."""
     config = uvicorn.Config(
-        make_app(engine, limits, has_provider=has_provider),
+        app,
         host=host,
         port=port,
         access_log=False,

@@ -10,7 +10,7 @@ from svc_infra.cli.endpoint_options import secret_option
 from svc_infra.cli.endpoints import endpoint_row
 from svc_infra.config import Settings
 from svc_infra.exceptions import InvalidSettings
-from svc_infra.runtime import key_ring
+from svc_infra.webhooks.endpoint_rules import key_ring
 from svc_infra.webhooks.sealing import new_sealing_key
 from svc_infra.webhooks.secret_rotation import reseal_secrets
 from svc_infra.webhooks.secret_rotation import rotate_secret as rotate

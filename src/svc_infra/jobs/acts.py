@@ -46,9 +46,13 @@ def record_act(session: Session, act: str, subject: str, *, actor: str, now: dat
     )
 
 
-def list_acts(session: Session, *, subject: str | None = None, limit: int = 100) -> list[AdminAct]:
-    """Return the newest acts first, all or those on one subject."""
+def list_acts(
+    session: Session, *, subject: str | None = None, before: str | None = None, limit: int = 100
+) -> list[AdminAct]:
+    """Return the newest acts first, all or those on one subject; for the next page give the last id."""
     query = select(_acts).order_by(_acts.c.id.desc()).limit(limit)
+    if before is not None:
+        query = query.where(_acts.c.id < before)
     if subject is not None:
         query = query.where(_acts.c.subject == subject)
     return [AdminAct(**row._mapping) for row in session.execute(query)]

@@ -61,9 +61,11 @@ def add_schedule(session: Session, settings: ScheduleSettings, *, actor: str, no
 
     Raises:
         InvalidSchedule: it cannot fire as described.
+        InvalidPayload: its job cannot be enqueued.
         InvalidAct: a schedule of this name comes from the settings or from an application.
     """
     schedule = make_schedule(settings)
+    schedule.request(now)  # what cannot be a job is refused now, and not at every fire
     insert: Any = sqlite.insert if dialect_of(session) == "sqlite" else postgresql.insert
     definition = settings.model_dump(mode="json", exclude_defaults=True)
     row = insert(_schedules).values(

@@ -57,10 +57,20 @@ def without_query(url: str) -> str:
 
 
 def list_acts(
-    session: Session, endpoint_id: str, *, tenant_id: str | None = None, limit: int = 100
+    session: Session,
+    endpoint_id: str,
+    *,
+    tenant_id: str | None = None,
+    before: str | None = None,
+    limit: int = 100,
 ) -> list[AuditEntry]:
-    """Return the newest acts on an endpoint, newest first; given ``tenant_id``, only on that tenant's."""
+    """Return the newest acts on an endpoint, newest first; given ``tenant_id``, only on that tenant's.
+
+    For the next page give the last id as ``before``.
+    """
     query = select(WebhookAuditRow).where(WebhookAuditRow.endpoint_id == endpoint_id)
+    if before is not None:
+        query = query.where(WebhookAuditRow.id < before)
     if tenant_id is not None:
         query = query.where(WebhookAuditRow.tenant_id == tenant_id)
     rows = session.scalars(query.order_by(WebhookAuditRow.id.desc()).limit(limit))

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from svc_infra.db.outbox import OutboxMessageRow
 from svc_infra.exceptions import NotFound
+from svc_infra.webhooks.endpoints import is_owner
 from svc_infra.webhooks.models import DeliveryAttemptRow, DeliveryRow, EndpointRow
 
 
@@ -78,6 +79,23 @@ def list_deliveries(
     return [_listed(row, of_topic) for row, of_topic in session.execute(query)]
 
 
+def get_delivery(session: Session, delivery_id: str, *, tenant_id: str | None = None) -> ListedDelivery:
+    """Return one delivery; given ``tenant_id``, only if its endpoint is that tenant's.
+
+    Raises:
+        NotFound: there is no such delivery, or its endpoint is another tenant's.
+    """
+    query = (
+        select(DeliveryRow, OutboxMessageRow.topic)
+        .join(OutboxMessageRow, OutboxMessageRow.id == DeliveryRow.message_id)
+        .where(DeliveryRow.id == delivery_id)
+    )
+    found = session.execute(query.execution_options(populate_existing=True)).one_or_none()
+    if found is None or not is_owner(session, found[0].endpoint_id, tenant_id):
+        raise NotFound(_no_delivery(delivery_id))
+    return _listed(*found)
+
+
 def list_attempts(session: Session, delivery_id: str, *, tenant_id: str | None = None) -> list[ListedAttempt]:
     """Return the attempts of a delivery, the first one first.
 
@@ -91,7 +109,7 @@ def list_attempts(session: Session, delivery_id: str, *, tenant_id: str | None =
     )
     found = session.execute(query).one_or_none()
     if found is None or (tenant_id is not None and found.tenant_id != tenant_id):
-        raise NotFound(f"no delivery {delivery_id!r}; 'worker.py webhooks deliveries' shows them")
+        raise NotFound(_no_delivery(delivery_id))
     rows = session.scalars(
         select(DeliveryAttemptRow)
         .where(DeliveryAttemptRow.delivery_id == delivery_id)
@@ -109,6 +127,10 @@ def list_attempts(session: Session, delivery_id: str, *, tenant_id: str | None =
         )
         for row in rows
     ]
+
+
+def _no_delivery(delivery_id: str) -> str:
+    return f"no delivery {delivery_id!r}; 'worker.py webhooks deliveries' shows them"
 
 
 def _listed(row: DeliveryRow, topic: str) -> ListedDelivery:

@@ -167,11 +167,18 @@ def change_endpoint(
     return as_endpoint(row)
 
 
-def list_endpoints(session: Session, *, tenant_id: str | None = None) -> list[Endpoint]:
-    """Return all endpoints in the order of their making, or those of one tenant only."""
-    query = select(EndpointRow).where(EndpointRow.removed_at.is_(None)).order_by(EndpointRow.id)
+def list_endpoints(
+    session: Session, *, tenant_id: str | None = None, after: str | None = None, limit: int | None = None
+) -> list[Endpoint]:
+    """Return all endpoints in the order of their making, or those of one tenant only.
+
+    For the next page give the last id as ``after``.
+    """
+    query = select(EndpointRow).where(EndpointRow.removed_at.is_(None)).order_by(EndpointRow.id).limit(limit)
     if tenant_id is not None:
         query = query.where(EndpointRow.tenant_id == tenant_id)
+    if after is not None:
+        query = query.where(EndpointRow.id > after)
     return [as_endpoint(row) for row in session.scalars(query)]
 
 
@@ -181,7 +188,16 @@ def get_endpoint(session: Session, endpoint_id: str, *, tenant_id: str | None = 
     Raises:
         NotFound: there is none with this id, or it is another tenant's.
     """
-    return as_endpoint(_existing(session.get(EndpointRow, endpoint_id), endpoint_id, tenant_id))
+    return as_endpoint(existing_row(session, endpoint_id, tenant_id=tenant_id))
+
+
+def existing_row(session: Session, endpoint_id: str, *, tenant_id: str | None = None) -> EndpointRow:
+    """Return the row of an endpoint, to look at.
+
+    Raises:
+        NotFound: there is none with this id, or it is another tenant's.
+    """
+    return _existing(session.get(EndpointRow, endpoint_id), endpoint_id, tenant_id)
 
 
 def locked_row(session: Session, endpoint_id: str, *, tenant_id: str | None = None) -> EndpointRow:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from svc_infra.db.base import IdText, UtcDateTime, new_id
 from svc_infra.db.outbox import OutboxMessageRow, OutboxState
 from svc_infra.db.rowset import Rowset
-from svc_infra.exceptions import InvalidEndpoint, NotFound
+from svc_infra.exceptions import EndpointNotReady, NotFound
 from svc_infra.webhooks.audit import DEFAULT_ACTOR, note_act
 from svc_infra.webhooks.delivery import DeliveryState
 from svc_infra.webhooks.endpoints import is_owner, locked_row
@@ -41,7 +41,7 @@ def redeliver(
 
     Raises:
         NotFound: there is no such delivery, or its endpoint is another tenant's.
-        InvalidEndpoint: the endpoint is disabled, or the delivery is being sent at this moment.
+        EndpointNotReady: the endpoint is disabled, or the delivery is being sent at this moment.
     """
     found = session.get(DeliveryRow, delivery_id, populate_existing=True)
     if found is None or not is_owner(session, found.endpoint_id, tenant_id):
@@ -49,7 +49,7 @@ def redeliver(
     endpoint = _enabled(session, found.endpoint_id, tenant_id)
     anything = [state.value for state in DeliveryState if state is not DeliveryState.SENDING]
     if not requeue(session, endpoint, [(delivery_id, now)], states=anything, trigger=MANUAL, now=now):
-        raise InvalidEndpoint(f"the delivery {delivery_id!r} is being sent at this moment; look again later")
+        raise EndpointNotReady(f"the delivery {delivery_id!r} is being sent at this moment; look again later")
     note_act(session, endpoint, actor, "redeliver", {"delivery_id": delivery_id})
 
 
@@ -65,7 +65,7 @@ def send_test(
 
     Raises:
         NotFound: there is no such endpoint, or it is another tenant's.
-        InvalidEndpoint: it is disabled.
+        EndpointNotReady: it is disabled.
     """
     endpoint = _enabled(session, endpoint_id, tenant_id)
     message_id = new_message_id()
@@ -122,7 +122,7 @@ def requeue(
 def _enabled(session: Session, endpoint_id: str, tenant_id: str | None) -> EndpointRow:
     endpoint = locked_row(session, endpoint_id, tenant_id=tenant_id)
     if not endpoint.is_enabled:
-        raise InvalidEndpoint(f"the endpoint is disabled ({endpoint.disabled_reason}); enable it first")
+        raise EndpointNotReady(f"the endpoint is disabled ({endpoint.disabled_reason}); enable it first")
     return endpoint
 
 

@@ -133,16 +133,38 @@ def cancel_replay(
     return _as_replay(row)
 
 
+def get_replay(session: Session, replay_id: str, *, tenant_id: str | None = None) -> Replay:
+    """Return one replay.
+
+    Raises:
+        NotFound: there is no such replay, or its endpoint is another tenant's.
+    """
+    row = session.get(ReplayRow, replay_id)
+    if row is None or not is_owner(session, row.endpoint_id, tenant_id):
+        raise NotFound(f"no replay {replay_id!r}; 'worker.py webhooks replays' shows them")
+    return _as_replay(row)
+
+
 def list_replays(
-    session: Session, *, endpoint_id: str | None = None, tenant_id: str | None = None, limit: int = 100
+    session: Session,
+    *,
+    endpoint_id: str | None = None,
+    tenant_id: str | None = None,
+    before: str | None = None,
+    limit: int = 100,
 ) -> list[Replay]:
-    """Return replays, newest first; given ``tenant_id``, only those to that tenant's endpoints."""
+    """Return replays, newest first; given ``tenant_id``, only those to that tenant's endpoints.
+
+    For the next page give the last id as ``before``.
+    """
     query = select(ReplayRow).order_by(ReplayRow.id.desc()).limit(limit)
     if tenant_id is not None:
         theirs = select(EndpointRow.id).where(EndpointRow.tenant_id == tenant_id)
         query = query.where(ReplayRow.endpoint_id.in_(theirs))
     if endpoint_id is not None:
         query = query.where(ReplayRow.endpoint_id == endpoint_id)
+    if before is not None:
+        query = query.where(ReplayRow.id < before)
     return [_as_replay(row) for row in session.scalars(query)]
 
 

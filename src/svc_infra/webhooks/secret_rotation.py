@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sqlalchemy import select
@@ -9,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from svc_infra.webhooks import stored_secrets
 from svc_infra.webhooks.audit import DEFAULT_ACTOR, note_act
-from svc_infra.webhooks.endpoints import Endpoint, as_endpoint, locked_row, make_secret
+from svc_infra.webhooks.endpoints import Endpoint, as_endpoint, existing_row, locked_row, make_secret
 from svc_infra.webhooks.models import EndpointRow
 from svc_infra.webhooks.sealing import KeyRing
 from svc_infra.webhooks.signature import check_secret
@@ -54,6 +55,56 @@ def rotate_secret(
     note_act(session, row, actor, "rotate_secret", {"overlap_seconds": overlap_seconds})
     session.flush()
     return as_endpoint(row, secret)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedSecret:
+    """A valid signing secret without its value; one of ed25519 shows its public key."""
+
+    version: int
+    expires_at: datetime | None
+    public_key: str | None
+
+
+def list_secrets(
+    session: Session, endpoint_id: str, *, tenant_id: str | None = None, now: datetime | None = None
+) -> list[ListedSecret]:
+    """Return the secrets that an endpoint's messages are signed with, newest first. ``now`` is wall time.
+
+    Raises:
+        NotFound: there is no such endpoint, or it is another tenant's.
+    """
+    now = now or datetime.now(UTC)
+    row = existing_row(session, endpoint_id, tenant_id=tenant_id)
+    return [
+        ListedSecret(
+            item["version"],
+            None if item["expires_at"] is None else datetime.fromisoformat(item["expires_at"]),
+            item["public_key"],
+        )
+        for item in stored_secrets.valid_ones(row.secrets, now)
+    ]
+
+
+def expire_secret(
+    session: Session,
+    endpoint_id: str,
+    version: int,
+    *,
+    tenant_id: str | None = None,
+    actor: str = DEFAULT_ACTOR,
+    now: datetime | None = None,
+) -> None:
+    """End an older secret of a rotation now, before its overlap is over. ``now`` is wall time.
+
+    Raises:
+        NotFound: there is no such endpoint, it is another tenant's, or no such secret is valid.
+        InvalidSecret: it is the newest one; rotate with an overlap of 0 instead.
+    """
+    row = locked_row(session, endpoint_id, tenant_id=tenant_id)
+    row.secrets = stored_secrets.expired(row.secrets, version, now=now or datetime.now(UTC))
+    note_act(session, row, actor, "expire_secret", {"version": version})
+    session.flush()
 
 
 def reseal_secrets(session: Session, keys: KeyRing) -> int:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from svc_infra.canonical import canonical_instant
-from svc_infra.exceptions import InvalidSecret
+from svc_infra.exceptions import InvalidSecret, NotFound
 from svc_infra.webhooks import ed25519
 from svc_infra.webhooks.sealing import KeyRing, SecretPlace, is_sealed
 
@@ -65,6 +65,27 @@ def rotated(
             "overlap of 0"
         )
     return [stored(secret, SecretPlace(tenant_id, endpoint_id, version), keys), *kept]
+
+
+def expired(items: StoredSecrets, version: int, *, now: datetime) -> list[dict[str, Any]]:
+    """Return the same secrets without the one of ``version``, which signs nothing from ``now`` on.
+
+    Raises:
+        NotFound: none of this version is valid.
+        InvalidSecret: it is the newest one, without which nothing could be signed.
+    """
+    valid = [item for item in map(_normal, items) if _is_valid(item, now)]
+    if version not in [item["version"] for item in valid]:
+        raise NotFound(f"no secret of version {version} is valid; list the secrets of the endpoint")
+    if version == valid[0]["version"]:
+        raise InvalidSecret("the newest secret is not ended alone: rotate with an overlap of 0")
+    return [item for item in valid if item["version"] != version]
+
+
+def valid_ones(items: StoredSecrets, now: datetime) -> list[dict[str, Any]]:
+    """Return ``{"version", "expires_at", "public_key"}`` of those that are valid ``now``, newest first."""
+    shown = ("version", "expires_at", "public_key")
+    return [{key: item[key] for key in shown} for item in map(_normal, items) if _is_valid(item, now)]
 
 
 def opened(

@@ -17,7 +17,8 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
-from svc_infra.api.keys import OPERATOR_SCOPES, create_key
+from svc_infra.api.fastapi.dependencies import TENANT_HEADER
+from svc_infra.api.keys import OPERATOR_SCOPES, TENANT_SCOPES, create_key
 from svc_infra.clock import SystemClock
 from svc_infra.db.base import new_id
 from svc_infra.db.schema import metadata
@@ -32,12 +33,13 @@ _NOT_COUNTED = {"api_keys", "installation_secrets"}
 class Seeds:
     """What the owner has: the id for each path parameter, and texts that nobody else may ever see.
 
-    A parameter in ``shared`` names what is no tenant's, like a plan.
+    A parameter in ``shared`` names what is no tenant's, like a plan. ``hidden`` is for nobody's eyes.
     """
 
     ids: dict[str, str] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
     canaries: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
 
     @property
     def all_ids(self) -> dict[str, str]:
@@ -68,6 +70,10 @@ class Operation:
     body: bytes | None
     content_type: str
     parameters: tuple[str, ...]
+
+    def for_tenant(self, tenant_id: str) -> dict[str, str]:
+        """The header by which an operator says for whom; jobs are no tenant's, and there it is refused."""
+        return {} if self.scope in OPERATOR_ONLY else {TENANT_HEADER: tenant_id}
 
     def owned(self, seeds: Seeds) -> list[str]:
         """The path parameters that name something of one tenant."""
@@ -166,3 +172,4 @@ async def rows_in_all_tables(sessions: Sessions) -> dict[str, int]:
 
 
 ALL_SCOPES = list(OPERATOR_SCOPES)
+OPERATOR_ONLY = set(OPERATOR_SCOPES) - set(TENANT_SCOPES)

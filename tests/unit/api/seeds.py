@@ -15,6 +15,7 @@ from svc_infra.billing.entitlements import reserve
 from svc_infra.billing.models import Invoice
 from svc_infra.billing.subscriptions import subscribe
 from tests.unit.api.route_matrix import OWNER, Seeds, Sessions
+from tests.unit.api.seeds_beside_billing import sow_jobs, sow_webhooks
 
 CANARY = "canary-7f3a"
 JANUARY, FEBRUARY = datetime(2025, 1, 1, tzinfo=UTC), datetime(2025, 2, 1, tzinfo=UTC)
@@ -56,6 +57,8 @@ async def sow(sessions: Sessions) -> Seeds:
     seeds = Seeds(canaries=[CANARY])
     async with sessions.begin() as session:
         await session.run_sync(sow_billing, seeds)
+        await session.run_sync(sow_webhooks, seeds)
+        await session.run_sync(sow_jobs, seeds)
     return seeds
 
 

@@ -78,7 +78,7 @@ async def test_every_other_scope_is_not_enough(
         key = await make_key(session_factory, None, others)
         for operation in guarded(app):
             if operation.scope == scope:
-                answer = await operation.ask(client, seeds.all_ids, key, **{"Svc-Tenant": OWNER})
+                answer = await operation.ask(client, seeds.all_ids, key, **operation.for_tenant(OWNER))
                 if (answer.status_code, answer.json()["type"]) != (
                     403,
                     "urn:svc-infra:problem:scope-missing",
@@ -146,11 +146,14 @@ async def test_the_examples_of_the_document_work(
     seeds = await sow(session_factory)
     key = await make_key(session_factory, None, ALL_SCOPES)
     failed = {}
-    for operation in guarded(app):
-        answer = await operation.ask(client, seeds.all_ids, key, **{"Svc-Tenant": OWNER})
+    # What removes something comes last, the part before the whole.
+    for operation in sorted(guarded(app), key=lambda one: (one.method == "DELETE", -len(one.path))):
+        answer = await operation.ask(client, seeds.all_ids, key, **operation.for_tenant(OWNER))
+        assert [secret for secret in seeds.hidden if secret in answer.text] == [], operation.operation_id
         # An act may come too late for its state, as the acts before it have changed that.
         expected = {200} if operation.method == "GET" else {200, 201, 202, 204, 409}
-        json.loads(answer.content or b"{}", parse_float=refuse_float)
+        if operation.path.startswith("/_billing/"):
+            json.loads(answer.content or b"{}", parse_float=refuse_float)
         if answer.status_code not in expected:
             failed[operation.operation_id] = (answer.status_code, answer.text)
     assert failed == {}, failed

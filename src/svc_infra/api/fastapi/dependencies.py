@@ -22,6 +22,7 @@ from svc_infra.clock import Clock
 from svc_infra.config import BillingSettings, Settings, load_settings
 from svc_infra.db.session import make_engine, make_session_factory
 from svc_infra.exceptions import InvalidSettings
+from svc_infra.webhooks.sealing import KeyRing
 
 SessionFactory: TypeAlias = async_sessionmaker[AsyncSession]
 
@@ -46,7 +47,8 @@ class Principal:
     @property
     def actor(self) -> str:
         """Who is recorded as having done what this request does."""
-        return (self.name or f"tenant {self.tenant_id}")[:_MAX_ACTOR_LENGTH]
+        acting_for = f"tenant {self.tenant_id}" if self.tenant_id else "operator"
+        return (self.name or acting_for)[:_MAX_ACTOR_LENGTH]
 
 
 PrincipalSource: TypeAlias = Callable[[Request], Principal | Awaitable[Principal | None] | None]
@@ -83,9 +85,13 @@ class Database:
         return bind
 
     @property
-    def billing(self) -> BillingSettings:
-        """What the settings say of billing."""
-        return self._settings.billing
+    def settings(self) -> Settings:
+        """The settings that were loaded with it."""
+        return self._settings
+
+    def is_of(self, session_factory: SessionFactory | None) -> bool:
+        """Whether these are the caller's sessions; without any, whatever is there will do."""
+        return session_factory is None or session_factory is self._factory
 
     async def close(self) -> None:
         """Close the connections, unless the sessions are the caller's own; a later request opens new ones."""
@@ -94,9 +100,12 @@ class Database:
             await engine.dispose()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ApiContext:
-    """What ``add_billing`` leaves in ``app.state.svc_infra`` for the dependencies."""
+    """What ``add_billing`` and its siblings leave in ``app.state.svc_infra`` for the dependencies.
+
+    ``secret_keys`` seal kept answers that show a secret. ``mounted`` are the parts that were added.
+    """
 
     database: Database
     principal: PrincipalSource | None
@@ -104,6 +113,8 @@ class ApiContext:
     limits: UsageLimits = NO_LIMITS
     has_provider: bool = False
     keys: KeyCache = field(default_factory=KeyCache)
+    secret_keys: KeyRing | None = None
+    mounted: set[str] = field(default_factory=set)
 
 
 async def find_principal(request: Request) -> Principal | None:
@@ -197,7 +208,7 @@ async def get_session_factory(request: Request) -> SessionFactory:
 async def get_billing_settings(request: Request) -> BillingSettings:
     """Depend on what the settings say of billing; the defaults for an application without ``add_billing``."""
     context = _context_of(request)
-    return BillingSettings() if context is None else context.database.billing
+    return BillingSettings() if context is None else context.database.settings.billing
 
 
 async def get_has_provider(request: Request) -> bool:

@@ -55,6 +55,15 @@ class PageRequest:
         """
         return None if self.cursor is None else self._cursors(session).decode(self.list_name, self.cursor)
 
+    def last_id(self, session: Session) -> str | None:
+        """``position`` of a list whose only sort key is an id.
+
+        Raises:
+            InvalidCursor: the cursor is none of this list.
+        """
+        position = self.position(session)
+        return None if position is None else position[0]
+
     def cut(
         self,
         session: Session,

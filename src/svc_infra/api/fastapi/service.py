@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from svc_infra import __version__
 from svc_infra.api.fastapi.billing.setup import add_billing
 from svc_infra.api.fastapi.health import health_router
+from svc_infra.api.fastapi.jobs.setup import add_job_routes
 from svc_infra.api.fastapi.middleware.errors.handlers import register_error_handlers
+from svc_infra.api.fastapi.webhooks.setup import add_webhook_routes
 from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
 from svc_infra.db.session import make_session_factory
+from svc_infra.jobs.scheduler import Schedule
+from svc_infra.webhooks.catalogue import TopicCatalogue
+from svc_infra.webhooks.endpoints import EndpointRules
 
 _DESCRIPTION = """Usage in; daily totals, invoices and webhooks out.
 
@@ -20,9 +27,18 @@ Money is an integer of minor units, a quantity a decimal string, an instant ISO 
 
 
 def make_app(
-    engine: AsyncEngine, limits: UsageLimits = NO_LIMITS, *, has_provider: bool | None = None
+    engine: AsyncEngine,
+    limits: UsageLimits = NO_LIMITS,
+    *,
+    has_provider: bool | None = None,
+    rules: EndpointRules | None = None,
+    topics: TopicCatalogue | None = None,
+    schedules: Sequence[Schedule] = (),
 ) -> FastAPI:
-    """Make the application on ``engine``, which stays the caller's to dispose; see ``add_billing``."""
+    """Make the application on ``engine``, which stays the caller's to dispose.
+
+    The rest is as ``add_billing``, ``add_webhook_routes`` and ``add_job_routes`` take it.
+    """
     app = FastAPI(
         title="svc_infra billing",
         version=__version__,
@@ -32,5 +48,7 @@ def make_app(
     )
     register_error_handlers(app)
     add_billing(app, session_factory=make_session_factory(engine), limits=limits, has_provider=has_provider)
+    add_webhook_routes(app, rules=rules, topics=topics)
+    add_job_routes(app, schedules=schedules)
     app.include_router(health_router())
     return app

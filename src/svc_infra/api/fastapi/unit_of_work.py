@@ -20,7 +20,7 @@ from starlette.types import Message, Receive
 from svc_infra.api.answers import KeptAnswer, claim_slot, find_answer, keep_answer
 from svc_infra.api.fastapi.dependencies import CurrentPrincipal, Principal, context_of
 from svc_infra.api.fastapi.middleware.errors.handlers import Handler
-from svc_infra.api.fastapi.middleware.errors.kinds import TOO_LARGE
+from svc_infra.api.fastapi.middleware.errors.kinds import ANSWER_SEALED, TOO_LARGE
 from svc_infra.api.fastapi.middleware.errors.problem import Refusal
 from svc_infra.api.fastapi.middleware.idempotency import (
     MAX_KEY_LENGTH,
@@ -32,10 +32,15 @@ from svc_infra.api.fastapi.middleware.idempotency import (
     usable_key,
 )
 from svc_infra.api.fastapi.route import ApiRoute
+from svc_infra.api.fastapi.strict_json import parse_body
 from svc_infra.billing.first_use import ready
+from svc_infra.exceptions import InvalidSecret
+from svc_infra.webhooks.sealing import KeyRing, SecretPlace, is_sealed
+from svc_infra.webhooks.stored_secrets import open_text
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 _MAX_KEPT_BYTES = 1024 * 1024
+_START_BYTES = 20
 _ANSWERED_BY_THE_SERVER = (b"content-length",)
 
 
@@ -51,7 +56,7 @@ class UnitOfWorkRoute(ApiRoute):
         handle = super().make_handler()
 
         async def handle_in_unit(request: Request) -> Response:
-            request = Request(request.scope, _at_most(MAX_BODY_BYTES, request.receive))
+            request = _StrictRequest(request.scope, _at_most(MAX_BODY_BYTES, request.receive))
             unit = request.state.svc_infra_unit = _Unit(request)
             try:
                 response = await handle(request)
@@ -74,6 +79,12 @@ async def unit_session(request: Request, principal: CurrentPrincipal) -> AsyncSe
 UnitSession = Annotated[AsyncSession, Depends(unit_session)]
 
 
+async def keep_sealed(request: Request) -> None:
+    """Depend on this where the answer shows a secret: under an idempotency key it is kept as secrets are."""
+    unit: _Unit = request.state.svc_infra_unit
+    unit.shows_a_secret = True
+
+
 def _at_most(max_bytes: int, receive: Receive) -> Receive:
     """Refuse a body that is longer, as it comes: its announced length may be wrong or missing."""
     size = 0
@@ -87,6 +98,13 @@ def _at_most(max_bytes: int, receive: Receive) -> Receive:
         return message
 
     return receive_some
+
+
+class _StrictRequest(Request):
+    """A request whose JSON has one meaning only."""
+
+    async def json(self) -> Any:
+        return parse_body(await self.body())
 
 
 class _AnsweredBefore(Exception):
@@ -103,6 +121,7 @@ class _Unit:
         self._context = context_of(request)
         self._session: AsyncSession | None = None
         self._kept_as: tuple[str, str] | None = None
+        self.shows_a_secret = False
 
     async def begin(self, principal: Principal) -> AsyncSession:
         if self._session is None:
@@ -134,7 +153,7 @@ class _Unit:
         slot = request_digest(self._request.method, self._request.url.path, *who, keys[0])
         fingerprint = request_digest(self._request.scope["query_string"], await self._request.body())
         assert self._session is not None
-        answer = await self._session.run_sync(_claim, slot, fingerprint)
+        answer = await self._session.run_sync(_claim, slot, fingerprint, self._context.secret_keys)
         if answer is not None:
             raise _AnsweredBefore(answer)
         self._kept_as = slot, fingerprint
@@ -144,6 +163,9 @@ class _Unit:
         if self._kept_as is None or not isinstance(body, bytes) or len(body) > _MAX_KEPT_BYTES:
             return  # a stream cannot be kept; its route is idempotent by the keys of what it carries
         slot, fingerprint = self._kept_as
+        keys = self._context.secret_keys
+        if self.shows_a_secret and keys is not None:
+            body = keys.seal(body.decode(), _place_of(slot)).encode()
         headers = [
             (name.decode("latin-1"), value.decode("latin-1"))
             for name, value in response.raw_headers
@@ -153,7 +175,21 @@ class _Unit:
         keep_answer(session, slot, answer, now=self._context.clock.now())
 
 
-def _claim(session: Session, slot: str, fingerprint: str) -> Response | None:
+def _place_of(slot: str) -> SecretPlace:
+    return SecretPlace(None, f"answer:{slot}", 1)
+
+
+def _opened(body: bytes, slot: str, keys: KeyRing | None) -> bytes:
+    # JSON does not begin as a seal does.
+    if not is_sealed(body[:_START_BYTES].decode("latin-1")):
+        return body
+    try:
+        return open_text(body.decode(), _place_of(slot), keys).encode()
+    except InvalidSecret:
+        raise Refusal(ANSWER_SEALED, "The key that it is sealed with is gone.") from None
+
+
+def _claim(session: Session, slot: str, fingerprint: str, keys: KeyRing | None) -> Response | None:
     """Return the answer that is kept or the refusal; None if the request is to be done, now and by us."""
     if not claim_slot(session, slot):
         return in_progress()
@@ -162,7 +198,7 @@ def _claim(session: Session, slot: str, fingerprint: str) -> Response | None:
         return None
     if kept.fingerprint != fingerprint:
         return key_reused()
-    response = Response(kept.body, kept.status)
+    response = Response(_opened(kept.body, slot, keys), kept.status)
     for name, value in kept.headers:
         response.headers[name] = value
     response.headers["Idempotency-Replayed"] = "true"

@@ -8,16 +8,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema
 
-from svc_infra.canonical import canonical_decimal, canonical_instant
+from svc_infra.api.fastapi.fields import InstantText as InstantText
+from svc_infra.canonical import canonical_decimal
 
 MAX_REASON_LENGTH = 2_000
-
-InstantText = Annotated[
-    datetime,
-    PlainSerializer(canonical_instant, return_type=str),
-    WithJsonSchema({"type": "string", "format": "date-time"}),
-]
-"""An instant in an answer: ISO 8601 in UTC, ending in ``Z``."""
 
 QuantityText = Annotated[
     Decimal, PlainSerializer(canonical_decimal, return_type=str), WithJsonSchema({"type": "string"})

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
-
 from fastapi import FastAPI
 
 from svc_infra.api.fastapi.billing.router import make_router
-from svc_infra.api.fastapi.dependencies import ApiContext, Database, PrincipalSource, SessionFactory
-from svc_infra.api.fastapi.middleware.errors.handlers import answer_error
+from svc_infra.api.fastapi.dependencies import PrincipalSource, SessionFactory
+from svc_infra.api.fastapi.mounting import include, join
 from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
-from svc_infra.clock import Clock, SystemClock
-from svc_infra.exceptions import InvalidSettings, SvcInfraError
+from svc_infra.clock import Clock
 
 
 def add_billing(
@@ -42,25 +37,11 @@ def add_billing(
     an invoice issued over HTTP is mirrored by ``billing.sync_invoice``; unless given, the settings do.
 
     Raises:
-        InvalidSettings: called twice for one application, or the settings cannot be used.
+        InvalidSettings: called twice for one application, given other sessions than what was added before,
+            or the settings cannot be used.
     """
-    if getattr(app.state, "svc_infra", None) is not None:
-        raise InvalidSettings("add_billing was called for this application before; call it once")
-    database = Database(session_factory)
-    if has_provider is None:
-        has_provider = database.billing.provider != "none"
-    app.state.svc_infra = ApiContext(database, principal, clock or SystemClock(), limits, has_provider)
-    # An application without register_error_handlers still answers our own errors for what they are.
-    app.exception_handlers.setdefault(SvcInfraError, answer_error)
-    app.include_router(make_router(), prefix=prefix)
-    inner = app.router.lifespan_context
-
-    @asynccontextmanager
-    async def lifespan(running_app: Any) -> AsyncIterator[Any]:
-        async with inner(running_app) as state:
-            try:
-                yield state
-            finally:
-                await database.close()
-
-    app.router.lifespan_context = lifespan
+    context = join(app, "add_billing", session_factory=session_factory, principal=principal, clock=clock)
+    context.limits = limits
+    has_default_provider = context.database.settings.billing.provider != "none"
+    context.has_provider = has_default_provider if has_provider is None else has_provider
+    include(app, make_router(), prefix=prefix)

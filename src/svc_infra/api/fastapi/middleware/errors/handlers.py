@@ -114,7 +114,12 @@ def _places(errors: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "loc": [part if isinstance(part, int) else str(part)[:_MAX_TEXT_LENGTH] for part in error["loc"]],
-            "detail": str(error["msg"])[:_MAX_TEXT_LENGTH],
+            "detail": str(_why(error))[:_MAX_TEXT_LENGTH],
         }
         for error in list(errors)[:_MAX_ERRORS]
     ]
+
+
+def _why(error: Mapping[str, Any]) -> Any:
+    # Why a body is no JSON stands beside the message, and holds nothing of it.
+    return error["ctx"]["error"] if error["type"] == "json_invalid" else error["msg"]

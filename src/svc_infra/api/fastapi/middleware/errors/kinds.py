@@ -37,6 +37,7 @@ IDEMPOTENCY_KEY_REUSED = ProblemKind(422, "idempotency-key-reused", "The key was
 IDEMPOTENCY_KEY_IN_PROGRESS = ProblemKind(
     409, "idempotency-key-in-progress", "The first request with this key is still running"
 )
+ANSWER_SEALED = ProblemKind(409, "answer-sealed", "The first answer cannot be shown again")
 NOT_READY = ProblemKind(503, "not-ready", "Not ready")
 UNAVAILABLE = ProblemKind(503, "unavailable", "Something this service needs is away")
 INTERNAL = ProblemKind(500, "internal", "Something went wrong on our side")
@@ -49,6 +50,7 @@ OF_ERRORS: dict[type[SvcInfraError], ProblemKind] = {
     exceptions.InvalidSchedule: ProblemKind(422, "invalid-schedule", "The schedule cannot be used"),
     exceptions.InvalidAct: ProblemKind(409, "invalid-act", "Its state does not allow this"),
     exceptions.InvalidEndpoint: ProblemKind(422, "invalid-endpoint", "The endpoint cannot be used"),
+    exceptions.EndpointNotReady: ProblemKind(409, "endpoint-not-ready", "The endpoint cannot be sent to now"),
     exceptions.InvalidTopic: ProblemKind(422, "invalid-topic", "The topic is not one"),
     exceptions.InvalidSecret: ProblemKind(422, "invalid-secret", "The secret cannot sign"),
     exceptions.AddressRefused: ProblemKind(422, "address-refused", "The address may not be dialled"),
@@ -86,6 +88,7 @@ ALL_KINDS = (
     INVALID_IDEMPOTENCY_KEY,
     IDEMPOTENCY_KEY_REUSED,
     IDEMPOTENCY_KEY_IN_PROGRESS,
+    ANSWER_SEALED,
     NOT_READY,
     UNAVAILABLE,
     INTERNAL,

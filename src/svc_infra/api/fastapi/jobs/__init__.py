@@ -1,0 +1,1 @@
+"""Jobs, queues and schedules over HTTP, for the operator."""

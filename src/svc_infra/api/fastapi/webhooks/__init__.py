@@ -1,0 +1,1 @@
+"""Webhooks over HTTP: endpoints, secrets, deliveries, replays and the event catalogue."""
