@@ -90,6 +90,17 @@ async def test_a_stream_is_recorded_line_by_line_and_may_be_repeated(
     assert await recorded(session_factory) == 2_499
 
 
+async def test_a_line_that_can_be_read_in_two_ways_is_no_event(
+    app: FastAPI, session_factory: Sessions
+) -> None:
+    line = json.dumps(usage("a"))[:-1]
+    lines = [f'{line}, "amount": 2}}', f'{line}, "metadata": {{"x": NaN}}}}', f'{line}, "metadata": 1e400}}']
+    async with client_of(app, ONE) as client:
+        answer = await client.post("/_billing/usage/stream", content="\n".join(lines))
+    assert (answer.json()["invalid"], answer.json()["inserted"]) == (3, 0)
+    assert await recorded(session_factory) == 0
+
+
 async def test_a_line_without_end_is_refused(app: FastAPI, session_factory: Sessions) -> None:
     async def endless() -> Any:
         while True:

@@ -20,6 +20,7 @@ from svc_infra.api.keys import is_key
 from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
 from svc_infra.clock import Clock
 from svc_infra.config import BillingSettings, Settings, load_settings
+from svc_infra.db.base import TENANT_ID_LENGTH
 from svc_infra.db.session import make_engine, make_session_factory
 from svc_infra.exceptions import InvalidSettings
 from svc_infra.webhooks.sealing import KeyRing
@@ -189,8 +190,8 @@ def require_scope(scope: str, *, needs_tenant: bool = True) -> Callable[..., Awa
     ) -> Principal:
         if scope not in principal.scopes:
             raise Refusal(SCOPE_MISSING, f"This needs the scope {scope}.")
-        if needs_tenant and not principal.tenant_id:
-            raise Refusal(TENANT_MISSING, f"Say for which tenant, with the header {TENANT_HEADER}.")
+        if needs_tenant and not (0 < len(principal.tenant_id) <= TENANT_ID_LENGTH):
+            raise Refusal(TENANT_MISSING, f"Say for which tenant, with its id in {TENANT_HEADER}.")
         return principal
 
     return principal_with_scope

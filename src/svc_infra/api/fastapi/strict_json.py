@@ -19,10 +19,7 @@ def parse_body(body: bytes) -> Any:
         JSONDecodeError: it is none; the message holds nothing of the body.
     """
     try:
-        text = body.decode()
-        value = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite
-        )
+        value = _DECODER.decode(body.decode())
     except (UnicodeDecodeError, RecursionError):
         raise _refusal("the body is not JSON in UTF-8 of a sensible depth") from None
     except json.JSONDecodeError:
@@ -68,3 +65,6 @@ def _require_shallow(value: Any) -> None:
 
 def _refusal(why: str) -> json.JSONDecodeError:
     return json.JSONDecodeError(why, "", 0)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite)

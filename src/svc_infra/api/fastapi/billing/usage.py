@@ -24,6 +24,7 @@ from svc_infra.api.fastapi.middleware.errors.kinds import TOO_LARGE
 from svc_infra.api.fastapi.middleware.errors.problem import Refusal
 from svc_infra.api.fastapi.pages import Page, Paging
 from svc_infra.api.fastapi.route import ApiRoute, refusals
+from svc_infra.api.fastapi.strict_json import parse_body
 from svc_infra.api.fastapi.unit_of_work import UnitOfWorkRoute, UnitSession
 from svc_infra.billing.aggregation import DailyAggregate, list_daily
 from svc_infra.billing.first_use import ready
@@ -205,8 +206,8 @@ async def _chunks(request: Request) -> AsyncIterator[list[Any]]:
 
 def _json(line: bytes) -> Any:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
+        return parse_body(line)
+    except ValueError:
         return None  # which is no event either
 
 
