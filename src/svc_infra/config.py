@@ -45,6 +45,7 @@ class DatabaseSettings(_Section):
     lock_timeout_seconds: float = Field(20.0, gt=0)
     idle_in_transaction_timeout_seconds: float = Field(60.0, gt=0)
     behind_transaction_pooler: bool = False
+    tenant_role: str = ""
 
 
 class WorkerSettings(_Section):

@@ -17,6 +17,7 @@ from svc_infra.billing.invoicing import InvoiceRequest, generate_invoices
 from svc_infra.billing.models import Price, Subscription
 from svc_infra.billing.periods import Period, local_day, month_bounds
 from svc_infra.billing.tenants import zones_of
+from svc_infra.db.tenant_isolation import as_owner
 from svc_infra.exceptions import PeriodOverlap
 
 
@@ -70,7 +71,8 @@ def preview_invoices(
     try:
         if catalog is not None:
             from_start = local_day(period.start, zone)
-            apply_catalog(session, catalog, now=now, effective_on=from_start, is_retroactive=True)
+            with as_owner(session):
+                apply_catalog(session, catalog, now=now, effective_on=from_start, is_retroactive=True)
         return [
             _preview(session, InvoiceRequest(tenant_id, period.start, period.end, currency), now)
             for currency in _currencies(session, tenant_id, period)

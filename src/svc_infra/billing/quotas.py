@@ -55,7 +55,7 @@ def require_quota(
         get_billing_settings,
         get_clock,
         get_principal,
-        get_session_factory,
+        get_tenant_sessions,
     )
 
     if window not in WINDOWS:
@@ -64,7 +64,7 @@ def require_quota(
     async def hold(
         response: Response,
         principal: Any = Depends(get_principal),
-        sessions: Any = Depends(get_session_factory),
+        sessions: Any = Depends(get_tenant_sessions),
         clock: Any = Depends(get_clock),
         settings: Any = Depends(get_billing_settings),
     ) -> AsyncIterator[None]:

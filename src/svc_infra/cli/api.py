@@ -12,6 +12,7 @@ from svc_infra.cli.monitored import monitored
 from svc_infra.cli.run import stop_on_signals
 from svc_infra.config import Settings
 from svc_infra.db.migration import require_head
+from svc_infra.db.tenant_isolation import require_isolation
 from svc_infra.exceptions import InvalidSettings
 from svc_infra.logs import configure_logging
 from svc_infra.runtime import default_schedules
@@ -54,6 +55,9 @@ async def _serve(settings: Settings, own: Application, host: str, port: int) -> 
     stop_on_signals(stop)
     try:
         await require_head(engine)
+        if settings.database.tenant_role:
+            async with engine.connect() as connection:
+                await connection.run_sync(require_isolation, settings.database.tenant_role)
         async with monitored(settings.monitoring, engine, stop):
             app = make_app(
                 engine,
@@ -61,6 +65,7 @@ async def _serve(settings: Settings, own: Application, host: str, port: int) -> 
                 has_provider=settings.billing.provider != "none",
                 rules=endpoint_rules(settings.webhooks),
                 topics=own.topics,
+                tenant_role=settings.database.tenant_role,
                 schedules=[*default_schedules(settings), *own.schedules],
             )
             grace_seconds = settings.worker.grace_seconds

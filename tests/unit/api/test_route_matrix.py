@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from svc_infra.api.fastapi.service import make_app
 from svc_infra.api.keys import TENANT_SCOPES
+from svc_infra.db.tenant_isolation import isolate
 from tests.unit.api.asking import client_of
 from tests.unit.api.route_matrix import (
     ALL_SCOPES,
@@ -30,8 +31,13 @@ OPEN = {"livez", "readyz"}
 
 
 @pytest.fixture
-def app(engine: AsyncEngine) -> FastAPI:
-    return make_app(engine)
+async def app(engine: AsyncEngine) -> FastAPI:
+    """The service; on PostgreSQL behind its second wall, row-level security."""
+    if engine.dialect.name == "sqlite":
+        return make_app(engine)
+    async with engine.begin() as connection:
+        await connection.run_sync(isolate, "svc_infra_tenant_test")
+    return make_app(engine, tenant_role="svc_infra_tenant_test")
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -22,6 +23,7 @@ from svc_infra.clock import Clock
 from svc_infra.config import BillingSettings, Settings, load_settings
 from svc_infra.db.base import TENANT_ID_LENGTH
 from svc_infra.db.session import make_engine, make_session_factory
+from svc_infra.db.tenant_isolation import act_for
 from svc_infra.exceptions import InvalidSettings
 from svc_infra.webhooks.sealing import KeyRing
 
@@ -69,7 +71,7 @@ class Database:
     def session_factory(self) -> SessionFactory:
         """The factory of sessions; the first use makes the engine where the settings name the database."""
         if self._factory is None:
-            self._engine = make_engine(**self._settings.database.model_dump())
+            self._engine = make_engine(**self._settings.database.model_dump(exclude={"tenant_role"}))
             self._factory = make_session_factory(self._engine)
         return self._factory
 
@@ -105,7 +107,8 @@ class Database:
 class ApiContext:
     """What ``add_billing`` and its siblings leave in ``app.state.svc_infra`` for the dependencies.
 
-    ``secret_keys`` seal kept answers that show a secret. ``mounted`` are the parts that were added.
+    ``secret_keys`` seal kept answers that show a secret. ``tenant_role`` is the database role that acts for
+    tenants, if there is one. ``mounted`` are the parts that were added.
     """
 
     database: Database
@@ -115,7 +118,13 @@ class ApiContext:
     has_provider: bool = False
     keys: KeyCache = field(default_factory=KeyCache)
     secret_keys: KeyRing | None = None
+    tenant_role: str = ""
     mounted: set[str] = field(default_factory=set)
+
+    def hold_to_tenant(self, session: AsyncSession, principal: Principal) -> None:
+        """Let the session see its tenant's rows only, where the database has the role for that."""
+        if self.tenant_role and principal.tenant_id:
+            act_for(session, principal.tenant_id, self.tenant_role)
 
 
 async def find_principal(request: Request) -> Principal | None:
@@ -215,6 +224,32 @@ async def get_billing_settings(request: Request) -> BillingSettings:
 async def get_has_provider(request: Request) -> bool:
     """Depend on whether what is issued is mirrored to a payment provider."""
     return context_of(request).has_provider
+
+
+class TenantSessions:
+    """The sessions of units of work for one tenant, which see no other's rows where a role sees to that."""
+
+    def __init__(self, factory: SessionFactory, principal: Principal, context: ApiContext | None) -> None:
+        self._factory = factory
+        self._principal = principal
+        self._context = context
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[AsyncSession]:
+        """Open a session whose transaction is committed at the end, as ``async_sessionmaker.begin`` does."""
+        async with self._factory.begin() as session:
+            if self._context is not None:
+                self._context.hold_to_tenant(session, self._principal)
+            yield session
+
+
+async def get_tenant_sessions(
+    request: Request,
+    principal: CurrentPrincipal,
+    factory: Annotated[SessionFactory, Depends(get_session_factory)],
+) -> TenantSessions:
+    """Depend on the sessions of the caller's tenant."""
+    return TenantSessions(factory, principal, _context_of(request))
 
 
 async def get_clock(request: Request) -> Clock:

@@ -60,6 +60,7 @@ def _begin(
 ) -> ApiContext:
     database = Database(session_factory)
     context = app.state.svc_infra = ApiContext(database, principal, clock)
+    context.tenant_role = database.settings.database.tenant_role
     inner = app.router.lifespan_context
 
     @asynccontextmanager

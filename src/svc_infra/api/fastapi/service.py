@@ -34,10 +34,12 @@ def make_app(
     rules: EndpointRules | None = None,
     topics: TopicCatalogue | None = None,
     schedules: Sequence[Schedule] = (),
+    tenant_role: str = "",
 ) -> FastAPI:
     """Make the application on ``engine``, which stays the caller's to dispose.
 
-    The rest is as ``add_billing``, ``add_webhook_routes`` and ``add_job_routes`` take it.
+    The rest is as ``add_billing``, ``add_webhook_routes`` and ``add_job_routes`` take it;
+    ``tenant_role`` is ``database.tenant_role`` of the settings.
     """
     app = FastAPI(
         title="svc_infra billing",
@@ -48,6 +50,7 @@ def make_app(
     )
     register_error_handlers(app)
     add_billing(app, session_factory=make_session_factory(engine), limits=limits, has_provider=has_provider)
+    app.state.svc_infra.tenant_role = tenant_role
     add_webhook_routes(app, rules=rules, topics=topics)
     add_job_routes(app, schedules=schedules)
     app.include_router(health_router())

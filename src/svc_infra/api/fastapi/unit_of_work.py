@@ -126,6 +126,7 @@ class _Unit:
     async def begin(self, principal: Principal) -> AsyncSession:
         if self._session is None:
             self._session = self._context.database.session_factory()
+            self._context.hold_to_tenant(self._session, principal)
             await self._session.run_sync(ready)
             await self._look_for_answer(principal)
         return self._session

@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session
 
 from svc_infra.api.fastapi.dependencies import (
     Principal,
-    SessionFactory,
+    TenantSessions,
     get_clock,
-    get_session_factory,
+    get_tenant_sessions,
     get_usage_limits,
     require_scope,
 )
@@ -25,7 +25,7 @@ MAX_ID_LENGTH = 100
 
 Reader = Annotated[Principal, Depends(require_scope("billing.read"))]
 Writer = Annotated[Principal, Depends(require_scope("billing.write"))]
-Sessions = Annotated[SessionFactory, Depends(get_session_factory)]
+Sessions = Annotated[TenantSessions, Depends(get_tenant_sessions)]
 AppClock = Annotated[Clock, Depends(get_clock)]
 Limits = Annotated[UsageLimits, Depends(get_usage_limits)]
 
