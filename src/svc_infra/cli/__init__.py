@@ -14,6 +14,7 @@ EXIT_FAILED, EXIT_USAGE = 1, 2
 # The help text stands here so that listing the commands imports none of them.
 _COMMANDS = {
     "migrate": ("svc_infra.cli.migrate:migrate", "Bring the database to the schema of this version."),
+    "copy": ("svc_infra.cli.copy:copy", "Copy a SQLite database to PostgreSQL."),
     "run": ("svc_infra.cli.run:run", "Run the worker: jobs, cron, webhook relay and sender."),
     "api": ("svc_infra.cli.api:api", "Serve the HTTP API."),
     "usage": ("svc_infra.cli.usage:usage", "Import usage; trace, void and amend events; set meters."),

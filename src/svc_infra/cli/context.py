@@ -106,7 +106,7 @@ def engine_of(settings: Settings) -> AsyncEngine:
 async def open_database(settings: Settings) -> AsyncIterator[async_sessionmaker[AsyncSession]]:
     """Open the database for one command; its schema must be at this version's head."""
     engine = engine_of(settings)
-    _require_file(engine)
+    require_file(engine)
     try:
         await require_head(engine)
         yield make_session_factory(engine)
@@ -114,7 +114,7 @@ async def open_database(settings: Settings) -> AsyncIterator[async_sessionmaker[
         await engine.dispose()
 
 
-def _require_file(engine: AsyncEngine) -> None:
+def require_file(engine: AsyncEngine) -> None:
     """Refuse a SQLite file that is not there: connecting would make an empty one, even to read."""
     file = engine.url.database
     if engine.dialect.name == "sqlite" and file and not Path(file).exists():
