@@ -1,14 +1,16 @@
 """Reserving quotas: how long one reservation takes at 500 a second, and whether a limit holds.
 
-Rows for bench/billing.py: ``measure(url, seconds)``.
+python bench/billing.py --only quota
 """
 
 from __future__ import annotations
 
 import asyncio
+import statistics
 from datetime import UTC, datetime
 from time import perf_counter
 
+from _common import KINDS, Bench, Measure, check_equal, note
 from sqlalchemy import func, select
 
 from svc_infra.billing.catalog import parse_catalog
@@ -34,7 +36,24 @@ entitlements = [
 """
 
 
-async def measure(url: str, seconds: float) -> tuple[float, float, int]:
+def quota(bench: Bench) -> list[Measure]:
+    """Reservations at 500 a second, and 200 at once for the last 100."""
+    seconds = 4 if bench.is_quick else 10
+    measures = []
+    for kind in KINDS:
+        note(f"{kind}: reservations, {PER_SECOND} a second for {seconds} s")
+        runs = [asyncio.run(_measure(bench.fresh(kind), seconds)) for _ in range(bench.runs)]
+        p50, p99 = (statistics.median(run[at] for run in runs) for at in (0, 1))
+        target = 5.0 if kind == "postgresql" else None
+        measures += [
+            Measure(f"quota_reserve_{kind}_p50", "ms", p50, better="lower"),
+            Measure(f"quota_reserve_{kind}_p99", "ms", p99, better="lower", target=target),
+        ]
+        check_equal("passed of 200 at a limit of 100", {passed for _, _, passed in runs}, {100})
+    return measures
+
+
+async def _measure(url: str, seconds: float) -> tuple[float, float, int]:
     """(p50, p99) in milliseconds of reservations that begin 500 times a second, and how many of 200 passed.
 
     Latency is counted from the instant at which a reservation was due, so that a queue that builds up shows.
@@ -81,20 +100,3 @@ async def measure(url: str, seconds: float) -> tuple[float, float, int]:
         await engine.dispose()
     latencies.sort()
     return latencies[count // 2], latencies[count * 99 // 100], passed
-
-
-def main() -> None:
-    import tempfile
-
-    from svc_infra.testing.postgres import PostgresServer
-
-    with PostgresServer() as server, tempfile.TemporaryDirectory() as folder:
-        for name, url in (("postgres", server.url("postgres")), ("sqlite", f"sqlite:///{folder}/quota.db")):
-            p50, p99, passed = asyncio.run(measure(url, 10))
-            print(
-                f"{name}: p50 {p50:.2f} ms, p99 {p99:.2f} ms at {PER_SECOND}/s; {passed} of 200 passed of 100"
-            )
-
-
-if __name__ == "__main__":
-    main()

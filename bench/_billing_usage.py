@@ -32,6 +32,7 @@ from svc_infra.billing.usage_days import marked_days
 from svc_infra.billing.usage_insert import INSERT_AND_MARK
 from svc_infra.db.base import new_id
 from svc_infra.db.migration import migrate
+from svc_infra.db.rowset import json_column
 from svc_infra.db.session import make_engine, make_session_factory
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
@@ -160,11 +161,11 @@ async def _migrated(bench: Bench, kind: str, work: Callable[..., Awaitable[Any]]
 
 
 async def _record_ours(engine: AsyncEngine, events: int) -> float:
-    sessions = make_session_factory(engine)
+    sessions, at = make_session_factory(engine), datetime.now(UTC)  # as it happens, not late
 
     def act(session: Any, number: int) -> None:
         service = BillingService(session, f"t{number % 100}")
-        service.record_usage("tokens", number % 50, START, f"key-{number:08d}", {"model": "gpt"})
+        service.record_usage("tokens", number % 50, at, f"key-{number:08d}", {"model": "gpt"})
 
     async def one(number: int) -> None:
         async with sessions.begin() as session:
@@ -174,11 +175,14 @@ async def _record_ours(engine: AsyncEngine, events: int) -> float:
 
 
 async def _record_bare(engine: AsyncEngine, events: int) -> float:
+    at = datetime.now(UTC)
     pool = await asyncpg.create_pool(_dsn(engine), min_size=CONCURRENCY, max_size=CONCURRENCY)
 
     async def one(number: int) -> None:
         async with pool.acquire() as connection:
-            await connection.fetch(INSERT_AND_MARK, *_values([number]))
+            *columns, created_at, tenants = _values([number], at)
+            columns[5] = [at.isoformat()]
+            await connection.fetch(INSERT_AND_MARK, *map(json_column, columns), created_at, tenants)
 
     try:
         return await _at_once(engine, events, one)
@@ -215,7 +219,7 @@ def _peer(url: str, events: int) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
-def _values(numbers: list[int]) -> tuple[object, ...]:
+def _values(numbers: list[int], at: datetime = START) -> tuple[object, ...]:
     tenants = [f"t{number % 100}" for number in numbers]
     return (
         tenants,
@@ -223,9 +227,9 @@ def _values(numbers: list[int]) -> tuple[object, ...]:
         [f"key-{number:08d}" for number in numbers],
         [new_id() for _ in numbers],
         [str(number % 50) for number in numbers],
-        [START] * len(numbers),
+        [at] * len(numbers),
         ['{"model":"gpt"}'] * len(numbers),
-        START,
+        at,
         sorted(set(tenants)),
     )
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import _billing_invoices
+import _billing_quota
 import _billing_usage
 from _common import Bench, Measure, arguments, databases, note, report
 
+from svc_infra.cli.context import collect_garbage_rarely
 from svc_infra.logs import configure_logging
 
 GROUPS: dict[str, Callable[[Bench], list[Measure]]] = {
@@ -25,6 +27,7 @@ GROUPS: dict[str, Callable[[Bench], list[Measure]]] = {
     "import": _billing_usage.imports,
     "invoices": _billing_invoices.invoices,
     "rating": _billing_invoices.rating,
+    "quota": _billing_quota.quota,
 }
 
 
@@ -33,6 +36,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(GROUPS), help=f"groups, of {', '.join(GROUPS)}")
     options = parser.parse_args()
     configure_logging("warning")
+    collect_garbage_rarely()  # as the worker does
     measures = []
     with databases() as fresh:
         bench = Bench(fresh, options.quick, options.runs or (1 if options.quick else 5))

@@ -27,6 +27,7 @@ from svc_infra.billing.models import Invoice, InvoiceLine, UsageAggregate
 from svc_infra.billing.schemas import AggregateDaily, GenerateMonthlyInvoice
 from svc_infra.billing.subscriptions import NewSubscription, subscribe_many
 from svc_infra.billing.usage import NewUsage, record_many
+from svc_infra.cli.context import collect_garbage_rarely
 from svc_infra.config import Settings
 from svc_infra.db.migration import migrate, packaged_folder
 from svc_infra.db.outbox import OutboxMessageRow
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=20_000, help="jobs of each kind")
     options = parser.parse_args()
     configure_logging("warning")
+    collect_garbage_rarely()  # as the worker does
     jobs = min(options.jobs, 6_000) if options.quick else options.jobs
     measures = []
     with databases() as fresh:

@@ -181,7 +181,7 @@ async def test_sqlite_goes_from_the_days_to_the_events_by_index(
     await record(session_factory, "a")
     event.listen(engine.sync_engine, "before_cursor_execute", explain)
     await totals(session_factory, key())
-    assert any("usage_events USING INDEX" in step and "at_ts>?" in step for step in plans)
+    assert any("usage_events USING COVERING INDEX" in step and "at_ts>?" in step for step in plans)
     tables = ("usage_events", "usage_aggregates", "usage_dirty_days", "consumed")
     assert [step for step in plans if step.startswith("SCAN") and step.split()[1] in tables] == []
 
@@ -286,7 +286,7 @@ async def test_no_other_recompute_comes_between_adding_up_and_storing(
         await _until_someone_waits(session_factory, or_done=other[0])
 
     await totals(session_factory, key())
-    _once_before(engine, "AS recomputed", lambda: record(session_factory, "a", "1"))
+    _once_before(engine, "AS recorded", lambda: record(session_factory, "a", "1"))
     _once_before(engine, "UPDATE usage_aggregates", start_another)
     await totals(session_factory, key())
     await other[0]

@@ -11,7 +11,15 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from svc_infra.billing.models import CreditNote, CreditNoteLine, Invoice, InvoiceLine, Price
+from svc_infra.billing.models import (
+    CreditNote,
+    CreditNoteLine,
+    Invoice,
+    InvoiceLine,
+    Plan,
+    Price,
+    Subscription,
+)
 
 Sessions = async_sessionmaker[AsyncSession]
 
@@ -146,6 +154,23 @@ async def test_an_issued_invoice_is_not_deleted_and_a_draft_is(session_factory: 
 async def test_a_line_without_an_invoice_is_refused_at_the_commit(session_factory: Sessions) -> None:
     with pytest.raises(IntegrityError):
         await store(session_factory, line("1", 10))
+
+
+async def test_a_line_names_a_subscription_of_its_tenant_which_then_stays(session_factory: Sessions) -> None:
+    def of(subscription_id: str) -> InvoiceLine:
+        named = line("1", 30)
+        named.subscription_id = subscription_id
+        return named
+
+    plan = Plan(id="p", key="p", name="p")
+    held = Subscription(id="s", tenant_id="t", plan_id="p", effective_at=JANUARY)
+    await store(session_factory, plan, held)
+    with pytest.raises(IntegrityError):
+        await store(session_factory, of("another"), an_invoice())
+    await store(session_factory, of("s"), an_invoice())
+    async with session_factory() as session:
+        with pytest.raises(IntegrityError):
+            await session.execute(text("DELETE FROM subscriptions"))
 
 
 async def test_no_more_is_credited_of_a_line_than_was_billed(session_factory: Sessions) -> None:

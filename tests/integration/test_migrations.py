@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -26,11 +27,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _differences(connection: Connection) -> list[object]:
+    def is_compared(item: Any, name: str | None, *_: object) -> bool:
+        only_on = getattr(item, "_ddl_if", None)
+        return name != VERSION_TABLE and (only_on is None or only_on.dialect == connection.dialect.name)
+
     context = MigrationContext.configure(
         connection,
         opts={
             "compare_type": True,
-            "include_object": lambda _object, name, *_: name != VERSION_TABLE,
+            "include_object": is_compared,
         },
     )
     return list(compare_metadata(context, metadata()))

@@ -16,6 +16,7 @@ from sqlalchemy import (
     FromClause,
     Insert,
     Integer,
+    ScalarSelect,
     Select,
     Table,
     Update,
@@ -33,13 +34,15 @@ from sqlalchemy.orm import Session
 
 from svc_infra.billing.columns import MetricText, TenantText
 from svc_infra.billing.meters import Meter
+from svc_infra.billing.money import MONEY_CONTEXT
 from svc_infra.billing.periods import Period
 from svc_infra.billing.usage_changes import leave_notes
 from svc_infra.billing.usage_days import DayKey, day_key, dirty_days
-from svc_infra.billing.usage_dimensions import day_totals, is_counted, replace_days
+from svc_infra.billing.usage_dimensions import day_totals, replace_days
 from svc_infra.billing.usage_meters import meterings_of
 from svc_infra.billing.usage_models import (
     UsageAggregate,
+    UsageCorrection,
     UsageDirtyDay,
     UsageEvent,
     UsageMeter,
@@ -59,10 +62,12 @@ __all__ = [
 ]
 
 DAY = "day"
+_ZERO = Decimal(0)
 
 # Their tables, not the entities: statements on these go past the unit of work.
-_EVENT, _MARK, _AGGREGATE, _METER = (
-    cast("Table", model.__table__) for model in (UsageEvent, UsageDirtyDay, UsageAggregate, UsageMeter)
+_EVENT, _CORRECTION, _MARK, _AGGREGATE, _METER = (
+    cast("Table", model.__table__)
+    for model in (UsageEvent, UsageCorrection, UsageDirtyDay, UsageAggregate, UsageMeter)
 )
 
 _KEYS = Rowset(
@@ -203,7 +208,10 @@ def _recomputed(session: Session, keys: Sequence[DayKey], rows: Sequence[tuple[A
     totals: dict[int, DayTotal] = {}
     if plain:
         for found in connection.execute(_sum(dialect), _KEYS.parameters(dialect, plain)):
-            totals[found.position] = _compared(keys[found.position], found, found.recomputed)
+            total = found.recorded or _ZERO
+            if found.corrected is not None:
+                total = MONEY_CONTEXT.subtract(total, found.corrected)
+            totals[found.position] = _compared(keys[found.position], found, total)
     by_metric: dict[str, list[tuple[Any, ...]]] = {}
     for row in rows:
         if not meterings[row[2]].is_plain:
@@ -218,7 +226,7 @@ def _recomputed(session: Session, keys: Sequence[DayKey], rows: Sequence[tuple[A
 
 
 def _compared(key: DayKey, row: Any, recomputed: Decimal | None) -> DayTotal:
-    total = recomputed or Decimal(0)
+    total = recomputed or _ZERO
     has_changed = total != row.total
     return DayTotal(key, row.id, total, has_changed, row.is_published and not has_changed)
 
@@ -261,20 +269,26 @@ def _consume_marks(dialect: str) -> Delete:
 
 @cache
 def _sum(dialect: str) -> Select[Any]:
-    days, event = _KEYS.table(dialect), _EVENT.c
-    # A subquery per day, so that both databases go from the days to the events by their index.
-    total = (
-        select(exact_sum(event.amount))
+    # What was recorded, and of that what was corrected: to look up every event among the corrections instead
+    # costs as much again as to add them up. One statement, so that both are seen at one instant.
+    days = _KEYS.table(dialect)
+    recorded, corrected = _sum_in_day(days, _EVENT.c), _sum_in_day(days, _CORRECTION.c)
+    return _stored_of(days).add_columns(recorded.label("recorded"), corrected.label("corrected"))
+
+
+def _sum_in_day(days: FromClause, row: Any) -> ScalarSelect[Any]:
+    # A subquery per day, so that both databases go from the days to the rows by their index.
+    return (
+        select(exact_sum(row.amount))
         .where(
-            event.tenant_id == days.c.tenant_id,
-            event.metric == days.c.metric,
-            event.at_ts >= days.c.day_start,
-            event.at_ts < days.c.day_end,
-            is_counted(event),
+            row.tenant_id == days.c.tenant_id,
+            row.metric == days.c.metric,
+            row.at_ts >= days.c.day_start,
+            row.at_ts < days.c.day_end,
         )
+        .correlate(days)
         .scalar_subquery()
     )
-    return _stored_of(days).add_columns(total.label("recomputed"))
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -83,9 +84,7 @@ def draft_of(
     """The draft of the request's identity, new or of an equal request before; the error of a bad request."""
     try:
         currency, cycle = normalize_currency(request.currency), parse_cycle(request.cycle)
-        period = Period(request.period_start, request.period_end)
-        for bound in (period.start, period.end):
-            _check_midnight(bound, request.tenant_id, tenant.zone)
+        period = _period_between(request.period_start, request.period_end, tenant.zone)
     except SvcInfraError as error:
         return error
     identity = (request.tenant_id, currency, cycle.name, period)
@@ -113,10 +112,15 @@ def period_text(period: Period) -> str:
     return f"{period.start.isoformat()} to {period.end.isoformat()}"
 
 
-def _check_midnight(instant: datetime, tenant_id: str, zone: tzinfo) -> None:
-    if not is_local_midnight(instant, zone):
-        day = day_bounds(instant, zone)
-        raise InvalidPeriod(
-            f"{instant.isoformat()} is not a midnight of tenant {tenant_id!r} ({zone}); "
-            f"the nearest are {day.start.isoformat()} and {day.end.isoformat()}"
-        )
+@lru_cache(maxsize=256)
+def _period_between(start: datetime, end: datetime, zone: tzinfo) -> Period:
+    """The period, the same object for all tenants of a zone; InvalidPeriod if a bound is no midnight."""
+    period = Period(start, end)
+    for bound in (period.start, period.end):
+        if not is_local_midnight(bound, zone):
+            day = day_bounds(bound, zone)
+            raise InvalidPeriod(
+                f"{bound.isoformat()} is not a midnight of the tenant's zone ({zone}); "
+                f"the nearest are {day.start.isoformat()} and {day.end.isoformat()}"
+            )
+    return period

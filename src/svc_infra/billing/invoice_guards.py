@@ -53,6 +53,8 @@ _LINES = "the lines of an issued invoice do not change"
 _NOTE = "a credit note does not change"
 _NOTE_TOTAL = "a credit note takes back the sum of its lines, and no more of a line than was billed"
 _CREDITABLE = "only an issued invoice that is not void can be credited"
+_UNKNOWN = "a line names a subscription that its tenant does not have"
+_NAMED = "lines name this subscription, so it is ended and not taken away"
 _VERSION = "a version of a price does not change, but for its end; make a new version"
 
 
@@ -145,16 +147,50 @@ def _sqlite_other_rules() -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _postgresql_bodies() -> dict[str, str]:
-    """The body of each trigger function."""
+def _refusal(message: str) -> str:
+    return f"RAISE EXCEPTION '{message}' USING ERRCODE = 'check_violation';"
+
+
+def _postgresql_line_bodies() -> dict[str, str]:
+    """The body of each trigger function that is about lines, or what lines name."""
+    lines, no_such = _refusal(_LINES), _refusal(_UNKNOWN)
     touched = (
         "PERFORM 1 FROM invoices i WHERE i.tenant_id = {row}.tenant_id AND i.id = {row}.invoice_id"
         " AND i.status <> 'draft' FOR SHARE; IF FOUND THEN {raise_} END IF;"
     )
-    refuse = {
-        message: f"RAISE EXCEPTION '{message}' USING ERRCODE = 'check_violation';"
-        for message in (_TOTAL, _ISSUED, _LINES, _NOTE, _NOTE_TOTAL, _CREDITABLE, _VERSION)
+    unknown = (
+        "{row}.subscription_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM subscriptions s"
+        " WHERE s.tenant_id = {row}.tenant_id AND s.id = {row}.subscription_id)"
+    )
+    return {
+        # Locks the drafts that the lines are added to: whoever issues one waits, or is waited for.
+        "invoice_lines_insert": (
+            "PERFORM 1 FROM invoices i WHERE (i.tenant_id, i.id) IN (SELECT tenant_id, invoice_id FROM added)"
+            " FOR SHARE; IF FOUND AND EXISTS (SELECT 1 FROM added a JOIN invoices i ON"
+            " i.tenant_id = a.tenant_id AND i.id = a.invoice_id AND i.status <> 'draft')"
+            f" THEN {lines} END IF;"
+            f" IF EXISTS (SELECT 1 FROM added a WHERE {unknown.format(row='a')})"
+            f" THEN {no_such} END IF; RETURN NULL;"
+        ),
+        "invoice_lines_update": (
+            f"{touched.format(row='OLD', raise_=lines)}"
+            f" {touched.format(row='NEW', raise_=lines)}"
+            f" IF {unknown.format(row='NEW')} THEN {no_such} END IF; RETURN NEW;"
+        ),
+        # Whoever writes lines is waited for, or waits and then does not find the subscription.
+        "subscriptions_change": (
+            "LOCK TABLE invoice_lines IN SHARE ROW EXCLUSIVE MODE; IF EXISTS (SELECT 1 FROM invoice_lines l"
+            " WHERE l.tenant_id = OLD.tenant_id AND l.subscription_id = OLD.id)"
+            f" THEN {_refusal(_NAMED)} END IF; IF TG_OP = 'DELETE' THEN RETURN OLD; END IF; RETURN NEW;"
+        ),
+        "invoice_lines_delete": f"{touched.format(row='OLD', raise_=lines)} RETURN OLD;",
     }
+
+
+def _postgresql_bodies() -> dict[str, str]:
+    """The body of each trigger function."""
+    messages = (_TOTAL, _ISSUED, _NOTE, _NOTE_TOTAL, _CREDITABLE, _VERSION)
+    refuse = {message: _refusal(message) for message in messages}
     return {
         "invoices_insert": (
             f"IF EXISTS (SELECT 1 FROM added a WHERE a.status <> 'draft' AND a.total_amount <>"
@@ -167,18 +203,6 @@ def _postgresql_bodies() -> dict[str, str]:
             f" {_SUM_OF_LINES.format(row='NEW')} THEN {refuse[_TOTAL]} END IF; RETURN NEW;"
         ),
         "invoices_delete": f"IF OLD.status <> 'draft' THEN {refuse[_ISSUED]} END IF; RETURN OLD;",
-        # Locks the drafts that the lines are added to: whoever issues one waits, or is waited for.
-        "invoice_lines_insert": (
-            "PERFORM 1 FROM invoices i WHERE (i.tenant_id, i.id) IN (SELECT tenant_id, invoice_id FROM added)"
-            " FOR SHARE; IF FOUND AND EXISTS (SELECT 1 FROM added a JOIN invoices i ON"
-            " i.tenant_id = a.tenant_id AND i.id = a.invoice_id AND i.status <> 'draft')"
-            f" THEN {refuse[_LINES]} END IF; RETURN NULL;"
-        ),
-        "invoice_lines_update": (
-            f"{touched.format(row='OLD', raise_=refuse[_LINES])}"
-            f" {touched.format(row='NEW', raise_=refuse[_LINES])} RETURN NEW;"
-        ),
-        "invoice_lines_delete": f"{touched.format(row='OLD', raise_=refuse[_LINES])} RETURN OLD;",
         "credit_notes_insert": (
             # First the lock of the invoice: two notes at once see each other's lines.
             "UPDATE invoices SET credited_amount = credited_amount + NEW.total_amount"
@@ -213,6 +237,7 @@ _POSTGRESQL_TRIGGERS = {
     "credit_notes_change": "BEFORE UPDATE OR DELETE ON credit_notes FOR EACH ROW",
     "credit_note_lines_insert": "BEFORE INSERT ON credit_note_lines FOR EACH ROW",
     "prices_change": "BEFORE UPDATE OR DELETE ON prices FOR EACH ROW",
+    "subscriptions_change": "BEFORE DELETE OR UPDATE OF tenant_id, id ON subscriptions FOR EACH ROW",
 }
 
 
@@ -221,7 +246,7 @@ def _postgresql() -> list[str]:
     made = [
         f"CREATE OR REPLACE FUNCTION guard_{name}() RETURNS trigger LANGUAGE plpgsql"
         f" SET enable_seqscan = off AS $$ BEGIN {body} END $$"
-        for name, body in _postgresql_bodies().items()
+        for name, body in {**_postgresql_bodies(), **_postgresql_line_bodies()}.items()
     ]
     made += [
         f"CREATE TRIGGER {name} {when} EXECUTE FUNCTION guard_{name}()"

@@ -207,18 +207,25 @@ def insert_invoices(dialect: str) -> Executable:
 @cache
 def insert_lines(dialect: str) -> Executable:
     """Write ``LINES``, each with what ``LINE_TERMS`` says of its price."""
-    new, terms = LINES.table(dialect), LINE_TERMS.table(dialect)
+    new, common = LINES.table(dialect), _line_terms(dialect)
     given = [name for name in LINES.columns if name not in ("terms_id", "details")]
-    common = ["price_id", "kind", "metric", "description"]
-    columns = [*given, *common, "price_snapshot", "details", "created_at"]
+    of_terms = ["price_id", "kind", "metric", "description", "price_snapshot"]
+    columns = [*given, *of_terms, "details", "created_at"]
     rows = select(
         *(new.c[name] for name in given),
-        *(terms.c[name] for name in common),
-        _json(dialect, terms.c.snapshot),
+        *(common.c[name] for name in of_terms),
         _json(dialect, new.c.details),
         bindparam("now", type_=UtcDateTime),
-    ).join(terms, terms.c.terms_id == new.c.terms_id)
+    ).join(common, common.c.terms_id == new.c.terms_id)
     return insert(_lines).from_select(columns, rows)
+
+
+def _line_terms(dialect: str) -> FromClause:
+    """``LINE_TERMS`` with their snapshots read as JSON once, and not again for every line."""
+    terms = LINE_TERMS.table(dialect)
+    given = [terms.c[name] for name in LINE_TERMS.columns if name != "snapshot"]
+    snapshot = _json(dialect, terms.c.snapshot).label("price_snapshot")
+    return select(*given, snapshot).cte("common_terms").prefix_with("MATERIALIZED")
 
 
 def _json(dialect: str, written: Any) -> Any:

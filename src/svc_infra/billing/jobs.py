@@ -25,10 +25,9 @@ from svc_infra.billing.provider import enqueue_sync
 from svc_infra.billing.schemas import (
     AggregateDaily,
     GenerateMonthlyInvoice,
-    InvoiceCreated,
-    UsageAggregated,
 )
 from svc_infra.billing.tenants import zones_of
+from svc_infra.canonical import canonical_decimal, canonical_instant
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.db.after_commit import call_after_commit
 from svc_infra.exceptions import InvalidPeriod
@@ -190,16 +189,23 @@ def _day_of(payload: AggregateDaily, zone: tzinfo) -> DayKey:
 
 def _aggregated(day: DayTotal, now: datetime) -> Publication:
     tenant_id, metric, period = day.key
-    payload = UsageAggregated(tenant_id=tenant_id, metric=metric, day_start=period.start, total=day.total)
-    return Publication(USAGE_AGGREGATED, payload.to_payload(), tenant_id, now)
+    # What ``UsageAggregated`` writes; the catalogue of topics reads it with that model when it is published.
+    payload = {
+        "tenant_id": tenant_id,
+        "metric": metric,
+        "day_start": canonical_instant(period.start),
+        "total": canonical_decimal(day.total),
+    }
+    return Publication(USAGE_AGGREGATED, payload, tenant_id, now)
 
 
 def _created(request: InvoiceRequest, invoice_id: str, now: datetime) -> Publication:
-    payload = InvoiceCreated(
-        tenant_id=request.tenant_id,
-        invoice_id=invoice_id,
-        period_start=request.period_start,
-        period_end=request.period_end,
-        currency=normalize_currency(request.currency),
-    )
-    return Publication(INVOICE_CREATED, payload.to_payload(), request.tenant_id, now)
+    # What ``InvoiceCreated`` writes; the catalogue of topics reads it with that model when it is published.
+    payload = {
+        "tenant_id": request.tenant_id,
+        "invoice_id": invoice_id,
+        "period_start": canonical_instant(request.period_start),
+        "period_end": canonical_instant(request.period_end),
+        "currency": normalize_currency(request.currency),
+    }
+    return Publication(INVOICE_CREATED, payload, request.tenant_id, now)

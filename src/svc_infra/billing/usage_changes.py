@@ -11,11 +11,9 @@ from sqlalchemy import (
     BigInteger,
     Connection,
     Date,
-    Delete,
     Executable,
-    Select,
+    and_,
     delete,
-    exists,
     literal,
     select,
     true,
@@ -65,11 +63,7 @@ def take_notes(session: Session, tenant_ids: Iterable[str]) -> set[Note]:
     connection = session.connection()
     dialect = connection.dialect.name
     parameters = _TENANTS.parameters(dialect, [(tenant_id,) for tenant_id in sorted(set(tenant_ids))])
-    found = [tuple(row) for row in connection.execute(_lock(dialect), parameters)]
-    if found:
-        # These and no others: a note that was left since is of a recompute that nobody has looked at.
-        connection.execute(_take(dialect), _NOTES.parameters(dialect, found))
-    return {Note(*row) for row in found}
+    return {Note(*row) for row in connection.execute(_take(dialect), parameters)}
 
 
 @cache
@@ -85,25 +79,19 @@ def _leave(dialect: str) -> Executable:
 
 
 @cache
-def _lock(dialect: str) -> Select[Any]:
-    asked = _TENANTS.table(dialect)
-    return (
-        select(_changes.c.tenant_id, _changes.c.metric, _changes.c.month)
+def _take(dialect: str) -> Executable:
+    asked, key = _TENANTS.table(dialect), (_changes.c.tenant_id, _changes.c.metric, _changes.c.month)
+    if dialect != "postgresql":
+        return delete(_changes).where(_changes.c.tenant_id.in_(select(asked.c.tenant_id))).returning(*key)
+    # Locked in key order first, like those who leave them: nobody waits for another in a circle. These and no
+    # others are deleted: a note that was left since is of a recompute that nobody has looked at.
+    locked = (
+        select(*key)
         .join(asked, asked.c.tenant_id == _changes.c.tenant_id)
-        # In key order, like those who leave them: nobody waits for another in a circle.
-        .order_by(_changes.c.tenant_id, _changes.c.metric, _changes.c.month)
+        .order_by(*key)
         .with_for_update(of=_changes)
+        .cte("locked")
+        .prefix_with("MATERIALIZED")
     )
-
-
-@cache
-def _take(dialect: str) -> Delete:
-    taken = _NOTES.table(dialect)
-    is_taken = (
-        (taken.c.tenant_id == _changes.c.tenant_id)
-        & (taken.c.metric == _changes.c.metric)
-        & (taken.c.month == _changes.c.month)
-    )
-    if dialect == "postgresql":
-        return delete(_changes).where(is_taken)
-    return delete(_changes).where(exists(select(taken.c.month).where(is_taken).correlate(_changes)))
+    taken = and_(*(column == locked.c[column.name] for column in key))
+    return delete(_changes).where(taken).returning(*key)

@@ -1,7 +1,7 @@
 """Writing usage events: one statement that skips the keys that are taken and marks the days of the others.
 
 On PostgreSQL it is a text of our own, sent past the expression compiler: recording a single event is mostly
-overhead, and this is where it would be. Numbers go as text, which is quicker to encode than NUMERIC.
+overhead, and this is where it would be. Each column goes as a JSON array of texts, like a ``Rowset``'s.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from svc_infra.billing.columns import KEY_LENGTH, MetricText, TenantText
 from svc_infra.billing.usage_event import NewUsage
 from svc_infra.billing.usage_models import TenantErasure, UsageEvent
 from svc_infra.db.base import QUANTITY_DIGITS, QUANTITY_SCALE, IdText, UtcDateTime
-from svc_infra.db.rowset import Rowset
+from svc_infra.db.rowset import Rowset, json_column
 
 EVENT_COLUMNS = ("tenant_id", "metric", "idempotency_key", "id", "amount", "at_ts", "metadata_json")
 # Plain types: the values were brought into their stored form when the event was checked.
@@ -39,10 +39,14 @@ _CHANGES = text("SELECT changes()")
 # the caller with Python's zones: the server's own table of zones may be of another year.
 INSERT_AND_MARK = """
 WITH new AS MATERIALIZED (
-  SELECT tenant_id, metric, idempotency_key, id, amount::numeric(38, 12) AS amount, at_ts, metadata_json
-  FROM unnest($1::varchar[], $2::varchar[], $3::varchar[], $4::varchar[], $5::text[],
-              $6::timestamptz[], $7::text[])
-       AS n(tenant_id, metric, idempotency_key, id, amount, at_ts, metadata_json)
+  SELECT tenant_id, metric, idempotency_key, id, amount::numeric(38, 12) AS amount,
+         at_ts::timestamptz AS at_ts, metadata_json
+  FROM ROWS FROM (
+    json_array_elements_text($1::text::json), json_array_elements_text($2::text::json),
+    json_array_elements_text($3::text::json), json_array_elements_text($4::text::json),
+    json_array_elements_text($5::text::json), json_array_elements_text($6::text::json),
+    json_array_elements_text($7::text::json)
+  ) AS n(tenant_id, metric, idempotency_key, id, amount, at_ts, metadata_json)
   WHERE tenant_id NOT IN (SELECT e.tenant_id FROM tenant_erasures e WHERE e.tenant_id = ANY($9::varchar[]))
 ), inserted AS (
   INSERT INTO usage_events
@@ -92,17 +96,16 @@ def insert_usage(session: Session, new: Sequence[tuple[str, NewUsage]], now: dat
 
 def _arrays(new: Sequence[tuple[str, NewUsage]], now: datetime, tenant_ids: set[str]) -> tuple[object, ...]:
     events = [event for _, event in new]
-    return (
+    columns: tuple[list[str | None], ...] = (
         [event.tenant_id for event in events],
         [event.metric for event in events],
         [event.idempotency_key for event in events],
         [event_id for event_id, _ in new],
         [str(event.amount) for event in events],
-        [event.at for event in events],
+        [event.at.isoformat() for event in events],
         [event.metadata_json for event in events],
-        now,
-        list(tenant_ids),
     )
+    return (*map(json_column, columns), now, list(tenant_ids))
 
 
 @cache

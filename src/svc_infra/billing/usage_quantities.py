@@ -99,20 +99,23 @@ def measure_usage(session: Session, queries: Sequence[UsageQuery]) -> list[list[
     """
     ready_connection(session)
     meterings = meterings_of(session, {query.metric for query in queries})
-    for query in queries:
-        _check_keys(query, meterings[query.metric])
-    measured: dict[_Bucket, Decimal] = {}
-    plain = [at for at, query in enumerate(queries) if _is_in_totals(query, meterings[query.metric])]
-    if plain:
-        rows = [_part(queries[at], at) for at in plain]
-        measured.update(((at, ()), total) for at, total in _run(session, _plain_sums, rows))
+    plain: list[tuple[Any, ...]] = []
     by_meter: dict[Meter, list[int]] = defaultdict(list)
     for at, query in enumerate(queries):
-        if not _is_in_totals(query, meterings[query.metric]):
-            by_meter[meterings[query.metric].meter].append(at)
+        metering = meterings[query.metric]
+        if query.filters or query.group_by:
+            _check_keys(query, metering)
+        elif metering.meter is Meter.SUM:  # the totals of the days say it already
+            plain.append(_part(query, at))
+            continue
+        by_meter[metering.meter].append(at)
+    answers: list[list[UsageQuantity]] = [[] for _ in queries]
+    if plain:
+        for at, total in _run(session, _plain_sums, plain):
+            answers[at].append(_answer(meterings[queries[at].metric], (), total))
+    measured: dict[_Bucket, Decimal] = {}
     for meter, chosen in by_meter.items():
         measured.update(_measure(session, meter, queries, chosen))
-    answers: list[list[UsageQuantity]] = [[] for _ in queries]
     for (at, group), value in sorted(measured.items(), key=_in_order):
         answers[at].append(_answer(meterings[queries[at].metric], group, value))
     for query, answer in zip(queries, answers, strict=True):
@@ -175,11 +178,6 @@ def _answer(metering: Metering, group: tuple[str | None, ...], value: Decimal | 
 def _in_order(item: tuple[_Bucket, Any]) -> tuple[int, list[tuple[bool, str]]]:
     at, group = item[0]
     return at, [(value is not None, value or "") for value in group]
-
-
-def _is_in_totals(query: UsageQuery, metering: Metering) -> bool:
-    """Whether the totals of the days say it already."""
-    return metering.meter is Meter.SUM and not query.filters and not query.group_by
 
 
 def _part(query: UsageQuery, position: int, dimension: str | None = None) -> tuple[Any, ...]:

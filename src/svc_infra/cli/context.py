@@ -82,11 +82,18 @@ def json_option(command: Callable[P, T]) -> Callable[P, T]:
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine to its end."""
-    # Batches make many short-lived objects and hardly a cycle: looking at all of them every 700 objects, as
-    # Python does by default, costs a tenth of the time and finds nothing.
+    collect_garbage_rarely()
+    return asyncio.run(main)
+
+
+def collect_garbage_rarely() -> None:
+    """Let Python look for garbage in cycles less often, as every command does.
+
+    Batches make many short-lived objects and hardly a cycle: looking at all of them every 700 objects, as
+    Python does by default, costs a tenth of the time and finds nothing.
+    """
     gc.freeze()
     gc.set_threshold(*_GARBAGE_THRESHOLDS)
-    return asyncio.run(main)
 
 
 def engine_of(settings: Settings) -> AsyncEngine:

@@ -76,8 +76,15 @@ def _is_at_most(left: str | int, right: str | int) -> bool:
     return Decimal(left) <= Decimal(right)
 
 
-SQLITE_FUNCTIONS: dict[str, Callable[[str | int, str | int], str | bool]] = {
+def _both(whole: int | None, others: str | int | None) -> str | None:
+    if whole is None:
+        return None if others is None else str(others)
+    return str(whole) if others is None else _added(whole, others)
+
+
+SQLITE_FUNCTIONS: dict[str, Callable[..., str | bool | None]] = {
     "exact_add": _added,
+    "exact_both": _both,
     "exact_greater": _greater_text,
     "exact_at_most": _is_at_most,
 }
