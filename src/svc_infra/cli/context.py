@@ -80,20 +80,29 @@ def json_option(command: Callable[P, T]) -> Callable[P, T]:
     return option(command)
 
 
-def run_async(main: Coroutine[Any, Any, T]) -> T:
-    """Run a command's coroutine to its end."""
+def run_async(main: Coroutine[Any, Any, T], *, is_worker: bool = False) -> T:
+    """Run a command's coroutine to its end; that of a worker on the quicker loop of the extra ``speed``."""
     collect_garbage_rarely()
-    return asyncio.run(main)
+    with asyncio.Runner(loop_factory=_quick_loop() if is_worker else None) as runner:
+        return runner.run(main)
 
 
 def collect_garbage_rarely() -> None:
-    """Let Python look for garbage in cycles less often, as every command does.
+    """Tune the process for batches, which make many short-lived objects and hardly a cycle.
 
-    Batches make many short-lived objects and hardly a cycle: looking at all of them every 700 objects, as
-    Python does by default, costs a tenth of the time and finds nothing.
+    Looking at all of them every 700 objects, as Python does by default, costs a tenth of the time and finds
+    nothing.
     """
     gc.freeze()
     gc.set_threshold(*_GARBAGE_THRESHOLDS)
+
+
+def _quick_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 def engine_of(settings: Settings) -> AsyncEngine:

@@ -48,7 +48,7 @@ def run(settings: Settings, application: str | None, processes: int | None, inde
     if processes is not None:
         sys.exit(run_async(supervise(child_command(sys.argv), processes)))
     loaded = load_application(application) if application else None
-    run_async(_run(settings, loaded, index))
+    run_async(_run(settings, loaded, index), is_worker=True)
 
 
 async def _run(settings: Settings, application: Application | None, index: int | None) -> None:
