@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,37 @@ async def test_a_commit_that_a_reader_refused_is_rolled_back_and_the_next_one_wo
     assert reader.execute("SELECT n FROM numbers").fetchall() == [(11,)]
     reader.close()
     writer.close()
+
+
+async def test_a_cancelled_statement_costs_nobody_an_in_memory_database() -> None:
+    engine = make_engine("sqlite:///:memory:")
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE numbers (n INTEGER)"))
+        await connection.execute(text("INSERT INTO numbers VALUES (0)"))
+    loop, was_cancelled = asyncio.get_running_loop(), threading.Event()
+
+    def cancel() -> None:
+        task.cancel()
+        was_cancelled.set()
+
+    def wait_for_it(n: int) -> int:
+        loop.call_soon_threadsafe(cancel)
+        assert was_cancelled.wait(10)
+        return n + 1
+
+    async def cancelled() -> None:
+        async with engine.begin() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            await driver.create_function("wait_for_it", 1, wait_for_it)
+            await connection.execute(text("UPDATE numbers SET n = wait_for_it(n) RETURNING n"))
+
+    task = asyncio.create_task(cancelled())
+    (error,) = await asyncio.gather(task, return_exceptions=True)
+    assert isinstance(error, asyncio.CancelledError)
+    await count_up(engine)
+    async with engine.connect() as connection:
+        assert (await connection.execute(text("SELECT n FROM numbers"))).scalar_one() == 1
+    await engine.dispose()
 
 
 async def test_a_cancelled_statement_lets_go_of_the_file_at_once(engine: AsyncEngine) -> None:

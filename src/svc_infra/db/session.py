@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 from sqlalchemy import event, make_url
-from sqlalchemy.engine import URL, Connection
+from sqlalchemy.engine import URL, Connection, ExceptionContext
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, PoolResetState
@@ -163,8 +163,22 @@ def _sqlite_engine(url: URL) -> AsyncEngine:
     def _begin_immediate(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
+    if is_memory:
+        _keep_connection(engine)
     _roll_back_at_reset(engine, lambda driver: bool(driver.in_transaction))
     return engine
+
+
+def _keep_connection(engine: AsyncEngine) -> None:
+    """Let a cancelled statement not cost the connection, for with it an in-memory database is gone.
+
+    The statement goes on in the connection's thread, and the roll-back comes after it.
+    """
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def _is_still_connected(context: ExceptionContext) -> None:
+        if isinstance(context.original_exception, asyncio.CancelledError):
+            context.is_disconnect = False
 
 
 def _roll_back_at_reset(engine: AsyncEngine, is_open: Callable[[Any], bool]) -> None:
