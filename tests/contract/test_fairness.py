@@ -10,7 +10,7 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from svc_infra.clock import FixedClock
-from svc_infra.jobs import Handlers, Job, JobKind, JobRequest, SqlJobQueue, Worker
+from svc_infra.jobs import Handlers, Job, JobKind, JobRequest, SqlJobQueue, Worker, lane
 from svc_infra.jobs.job import DEFAULT_QUEUE
 from svc_infra.jobs.limit import Limit
 from svc_infra.jobs.lines import TENANT, heads_statement
@@ -19,6 +19,8 @@ from svc_infra.jobs.statements import ClaimFilters
 from tests.contract.queue_contract import EXPIRED, NOW, Sessions, clock, ended
 
 __all__ = ["clock"]  # a fixture of the queue contract
+
+SOON_SECONDS = 30.0
 
 
 @pytest.fixture
@@ -117,19 +119,34 @@ async def test_claims_at_the_same_time_take_each_job_once(
     assert len(set(claimed)) == len(claimed)
 
 
-async def test_another_tenants_job_starts_although_one_holds_all_slots_and_the_backlog(
-    session_factory: Sessions,
+async def test_with_little_room_nobody_has_a_second_job_before_all_have_one(
+    queue: SqlJobQueue, session_factory: Sessions
 ) -> None:
+    await fill(queue, session_factory, *jobs_of("a", 9), *jobs_of("b", 9), *jobs_of("c", 9))
+    assert tenants(await queue.claim_in_turn(3, each=3)) == ["a", "b", "c"]
+
+
+async def test_another_tenants_job_starts_at_once_although_one_holds_all_slots_and_the_backlog(
+    session_factory: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Only the notice of the enqueue makes the worker look again.
+    monkeypatch.setattr(lane, "_IDLE_LOOK_SECONDS", 3_600.0)
     queue, handlers = SqlJobQueue(session_factory), Handlers(session_factory)
-    stop, is_busy, other_ran = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    running = 0
+    stop, is_busy, other_ran, has_looked = (asyncio.Event() for _ in range(4))
+    claim_in_turn, running = queue.claim_in_turn, 0
+
+    async def look(*args: Any, **options: Any) -> list[Job]:
+        jobs = await claim_in_turn(*args, **options)
+        has_looked.set()
+        return jobs
+
+    monkeypatch.setattr(queue, "claim_in_turn", look)
 
     @handlers.plain("n")
     async def run(job: Job) -> None:
         nonlocal running
         if job.tenant_id == "b":
             other_ran.set()
-            stop.set()
             return
         running += 1
         if running == 8:
@@ -137,11 +154,18 @@ async def test_another_tenants_job_starts_although_one_holds_all_slots_and_the_b
         await other_ran.wait()
 
     await fill(queue, session_factory, *jobs_of("a", 300))
-    worker = asyncio.create_task(Worker(queue, handlers, poll_seconds=0.05).run(stop))
-    await is_busy.wait()
-    await fill(queue, session_factory, *jobs_of("b"))
-    await asyncio.wait_for(other_ran.wait(), 30)
-    await worker
+    worker = Worker(queue, handlers, poll_seconds=3_600)
+    working = asyncio.create_task(worker.run(stop))
+    try:
+        await is_busy.wait()
+        worker.wake()
+        await asyncio.wait_for(has_looked.wait(), SOON_SECONDS)
+        await fill(queue, session_factory, *jobs_of("b"))
+        await asyncio.wait_for(other_ran.wait(), SOON_SECONDS)
+    finally:
+        stop.set()
+        other_ran.set()
+        await working
 
 
 async def test_looking_for_turns_reads_no_more_of_a_backlog_than_its_index(

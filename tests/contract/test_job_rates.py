@@ -15,6 +15,7 @@ from svc_infra.jobs.limit import Limit
 from svc_infra.jobs.limited_claim import claim_limited
 from svc_infra.jobs.lines import Place
 from svc_infra.jobs.rate import Rate
+from svc_infra.jobs.rows import ClaimTerms
 from tests.contract.queue_contract import Sessions, clock, ended
 
 __all__ = ["clock"]  # a fixture of the queue contract
@@ -56,10 +57,8 @@ async def test_a_key_that_another_claim_has_not_committed_yet_is_passed_over(
     await queue.claim(1)
     clock.advance(LATER)
     async with session_factory.begin() as session:
-        options = {"names": None, "versions": None, "queues": None, "lease_seconds": 30.0, "database": ""}
-        claimed = await session.run_sync(
-            lambda sync: claim_limited(sync, 2, now=clock.now(), place=Place(), **options)  # type: ignore[arg-type]
-        )
+        terms = ClaimTerms(clock.now())
+        claimed = await session.run_sync(lambda sync: claim_limited(sync, 2, terms, place=Place()))
         assert len(claimed) == 2
         assert await queue.claim(9) == [], "without the lock of the key this would start three more"
     assert len(await queue.claim(9)) == 1

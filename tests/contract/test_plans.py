@@ -31,15 +31,13 @@ LIMITED = JobKind("limited", limit=Limit(2, field="key"))
 NEVER = re.compile(r"Seq Scan on jobs|SCAN jobs(?! USING)")
 """PostgreSQL's and SQLite's words for reading the whole table."""
 
-DUE: dict[str, Any] = {"names": None, "versions": None, "queues": None, "now": NOW, "lease_seconds": 30.0}
-
 
 def claim(session: Session, **options: Any) -> list[Job]:
-    return rows.claim_jobs(session, 50, **{**DUE, **options}, database="")
+    return rows.claim_jobs(session, 50, rows.ClaimTerms(NOW, **options))
 
 
 def claim_some_limited(session: Session, **options: Any) -> list[Job]:
-    return claim_limited(session, 50, **{**DUE, **options}, database="", place=Place())
+    return claim_limited(session, 50, rows.ClaimTerms(NOW, **options), place=Place())
 
 
 def prune(session: Session) -> int:

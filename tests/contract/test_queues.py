@@ -70,6 +70,13 @@ class TestSqlQueue(QueueContract):
         assert {(job.tenant_id, job.max_attempts) for job in claimed} == {("t", 3)}
         assert [job.id for job in await queue.claim(9, now=NOW + timedelta(hours=1))] == ids[-1:]
 
+    async def test_many_jobs_with_one_payload_have_it_as_it_was_given(
+        self, queue: SqlJobQueue, session_factory: Sessions
+    ) -> None:
+        async with session_factory.begin() as session:
+            await queue.enqueue_many(session, [JobRequest("n", {"day": "2026-03-01"})] * 2)
+        assert [job.payload for job in await queue.claim(9)] == [{"day": "2026-03-01"}] * 2
+
     @pytest.mark.parametrize("has_start", [False, True])
     async def test_the_claim_uses_the_index_of_due_jobs(
         self,

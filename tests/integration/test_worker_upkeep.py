@@ -84,3 +84,17 @@ async def test_a_handler_that_blocks_the_event_loop_is_told_of_in_the_log(sessio
         await Worker(queue, handlers, lease_seconds=0.6).drain()
     (blocked, *_) = [log for log in logs if log["event"] == "jobs.loop_blocked"]
     assert blocked["lag_seconds"] >= 1
+
+
+async def test_a_worker_that_was_stopped_can_be_drained(session_factory: Sessions) -> None:
+    queue, handlers = SqlJobQueue(session_factory), Handlers(session_factory)
+
+    @handlers.plain("n")
+    async def run(job: Job) -> None:
+        return None
+
+    stop, worker = asyncio.Event(), Worker(queue, handlers)
+    stop.set()
+    await worker.run(stop)
+    await enqueue(queue, session_factory, "n")
+    assert await asyncio.wait_for(worker.drain(), 20) == 1

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from sqlalchemy import Subquery, and_, literal_column, text
+from sqlalchemy import Subquery, and_, desc, literal_column, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import Select
@@ -18,10 +18,30 @@ from sqlalchemy.sql import Select
 from svc_infra.clock import FixedClock
 from svc_infra.db import leases
 from svc_infra.exceptions import LeaseLost
-from svc_infra.jobs import Handlers, Job, SqlJobQueue, limited_claim, schedule_store, sql, statements
+from svc_infra.jobs import (
+    Handlers,
+    Job,
+    SqlJobQueue,
+    Worker,
+    lane,
+    limited_claim,
+    lines,
+    schedule_store,
+    sql,
+    statements,
+)
 from svc_infra.jobs import attempt as attempts
+from svc_infra.jobs.completions import Completions
 from svc_infra.jobs.executor import Executor
-from tests.contract import test_executor, test_job_groups, test_job_limits, test_scheduler, test_unique_jobs
+from svc_infra.jobs.queue import Finish
+from tests.contract import (
+    test_executor,
+    test_fairness,
+    test_job_groups,
+    test_job_limits,
+    test_scheduler,
+    test_unique_jobs,
+)
 from tests.contract.queue_contract import QueueContract, Sessions, clock, ended
 from tests.contract.test_executor import executor, handlers, queue
 from tests.contract.test_queues import TestSqlQueue as SqlQueueContract
@@ -41,7 +61,7 @@ def _statements_of_our_own() -> Iterator[None]:
 
 
 def _forget_statements() -> None:
-    for module in (statements, limited_claim, schedule_store):
+    for module in (statements, limited_claim, lines, schedule_store):
         for built in vars(module).values():
             if hasattr(built, "cache_clear"):
                 built.cache_clear()
@@ -126,7 +146,7 @@ async def test_a_transaction_without_a_job_left_ends(
     await fails(body(queue, handlers, executor, session_factory, monkeypatch))
 
 
-@pytest.mark.parametrize("kind", ["job"])
+@pytest.mark.parametrize("kind", ["job", "plain"])
 async def test_a_commit_keeps_cancellations_out(
     queue: SqlJobQueue,
     handlers: Handlers,
@@ -138,6 +158,11 @@ async def test_a_commit_keeps_cancellations_out(
     async def bare(session: AsyncSession) -> None:
         await session.commit()
 
+    async def finish_in_the_job_s_own_task(self: Completions, finish: Finish) -> bool:
+        return finish.job.id in await self._write([finish])
+
+    # Of a plain job the writer that is not the job's own task is a wall as well.
+    monkeypatch.setattr(Completions, "finish", finish_in_the_job_s_own_task)
     for module in (attempts, sql):
         monkeypatch.setattr(module, "commit", bare)
     body = test_executor.test_a_commit_is_not_cancelled
@@ -243,3 +268,45 @@ async def test_a_waiting_job_looks_at_its_group(
     monkeypatch.setattr(statements, "or_", lambda *conditions: conditions[0] | literal_column("1 = 1"))
     body = test_job_groups.test_a_job_waits_until_every_job_of_the_group_has_finished
     await fails(body(queue, session_factory))
+
+
+async def test_tenants_take_turns(
+    queue: SqlJobQueue, session_factory: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limited_claim, "taking_turns", lambda waiting, each: [item for _, item in waiting])
+    body = test_fairness.test_with_little_room_nobody_has_a_second_job_before_all_have_one
+    await fails(body(queue, session_factory))
+
+
+async def test_the_order_within_a_line(
+    queue: SqlJobQueue, session_factory: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines_of = lines._lines
+
+    def later_priorities_first(by: str) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Select, "order_by", lambda self, *columns: ordered(self, *map(desc, columns)))
+            return lines_of(by)
+
+    ordered = Select.order_by
+    monkeypatch.setattr(lines, "_lines", later_priorities_first)
+    body = test_fairness.test_a_tenants_own_jobs_keep_their_order_and_only_due_ones_are_claimed
+    await fails(body(queue, session_factory))
+
+
+@pytest.mark.parametrize("wall", ["the turn", "the look after an enqueue", "the head room"])
+async def test_another_tenant_s_start_behind_a_backlog(
+    session_factory: Sessions, wall: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_turn(self: Worker, lane: object) -> bool:
+        return False
+
+    if wall == "the turn":
+        monkeypatch.setattr(Worker, "_claim_in_turn", no_turn)
+    elif wall == "the head room":
+        monkeypatch.setattr(lane, "_HEAD_ROOM", 0)
+    else:
+        monkeypatch.setattr(Worker, "wake", lambda self: self._wake.set())
+    body = test_fairness.test_another_tenants_job_starts_at_once_although_one_holds_all_slots_and_the_backlog
+    monkeypatch.setattr(test_fairness, "SOON_SECONDS", 1.0)
+    await fails(body(session_factory, monkeypatch))

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 
+from svc_infra.jobs.handlers import HandlerKind, Handlers
 from svc_infra.jobs.job import Job
 from svc_infra.jobs.slots import Slots
 
+_PLAIN_JOBS = 8
+# One more may run than that, of a tenant of which none runs: a tenant with slow jobs leaves others this.
+_HEAD_ROOM = 1
+# Enough jobs in hand that a claim's round trip is small beside them, few enough for others to get some.
+_PREFETCHED_PER_SLOT = 8
 # Where what is in hand is done sooner than this, twice as much is taken, to run while the next claim is made.
 _QUICK_SECONDS = 0.5
 # The part of a lane that one turn gives to a tenant: about as many jobs as may run at once.
@@ -33,9 +39,15 @@ class Lane:
         self._looked_at = 0.0
         self._has_found = False
         self._capacity = capacity
+        self._in_turn: set[str] = set()
         self._in_hand = 0
         self._of_tenants: Counter[str] = Counter()
         self._seconds_in_hand = _QUICK_SECONDS
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is in hand, or more is due than was claimed."""
+        return self._in_hand > 0 or self.has_backlog
 
     def room(self) -> int:
         """How many jobs to claim now: none until half of the capacity is free."""
@@ -43,9 +55,8 @@ class Lane:
         return capacity - self._in_hand if self._in_hand <= capacity // 2 else 0
 
     def room_for_turns(self) -> int:
-        """How many jobs to claim now of tenants in turn: at most half of the capacity, even beyond it."""
-        capacity = self._capacity_now()
-        return max(0, min(capacity // 2, capacity + capacity // 2 - self._in_hand))
+        """How many jobs to claim now of tenants in turn: half of the capacity, beyond all others in hand."""
+        return max(0, self._capacity // 2 - len(self._in_turn))
 
     def each(self) -> int:
         """How many jobs of one tenant are claimed in its turn."""
@@ -60,13 +71,20 @@ class Lane:
         is_likely = self.has_news or self._has_found
         return self._looked_at + (_LOOK_SECONDS if is_likely else _IDLE_LOOK_SECONDS) - now
 
+    def claimed(self, jobs: int, room: int) -> None:
+        """Have claimed ``jobs`` where there was ``room``: with fewer, nothing due is left."""
+        self.has_backlog = jobs >= room
+        self.has_news = self.has_news and self.has_backlog
+
     def looked(self, now: float, *, has_found: bool) -> None:
         """Have looked for tenants that wait, and found some or none."""
         self._looked_at, self._has_found = now, has_found
 
-    def started(self, jobs: Sequence[Job]) -> None:
-        """Have ``jobs`` in hand."""
+    def started(self, jobs: Sequence[Job], *, in_turn: bool) -> None:
+        """Have ``jobs`` in hand, which were claimed in turn or in the common order."""
         self._in_hand += len(jobs)
+        if in_turn:
+            self._in_turn.update(job.id for job in jobs)
         self._of_tenants.update(job.tenant_id for job in jobs if job.tenant_id is not None)
 
     def ended(self, jobs: Sequence[Job], *, seconds_in_hand: float) -> None:
@@ -74,6 +92,7 @@ class Lane:
         self._in_hand -= len(jobs)
         self._seconds_in_hand = seconds_in_hand
         for job in jobs:
+            self._in_turn.discard(job.id)
             if job.tenant_id is not None:
                 self._of_tenants[job.tenant_id] -= 1
                 if not self._of_tenants[job.tenant_id]:
@@ -81,3 +100,21 @@ class Lane:
 
     def _capacity_now(self) -> int:
         return self._capacity * 2 if self._seconds_in_hand < _QUICK_SECONDS else self._capacity
+
+
+def make_lanes(handlers: Handlers, concurrency: int) -> list[Lane]:
+    """Return a lane for each kind of handlers that there are, for so many transactions at once."""
+    # Where one transaction runs at a time, another beside it could only wait for it.
+    transactions = Slots(concurrency, head_room=0 if concurrency == 1 else _HEAD_ROOM)
+    lanes = []
+    for kind, slots, width in (
+        (HandlerKind.BATCH, transactions, concurrency),
+        (HandlerKind.JOB, transactions, concurrency),
+        (HandlerKind.PLAIN, Slots(_PLAIN_JOBS, head_room=_HEAD_ROOM), _PLAIN_JOBS),
+    ):
+        chosen = [registration for registration in handlers if registration.kind is kind]
+        if chosen:
+            is_batch = kind is HandlerKind.BATCH
+            size = max(each.batch_size for each in chosen) if is_batch else _PREFETCHED_PER_SLOT
+            lanes.append(Lane(frozenset(each.name for each in chosen), slots, width * size))
+    return lanes

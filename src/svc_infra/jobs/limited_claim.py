@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from datetime import datetime
 from functools import cache
 from typing import Any
 
@@ -18,14 +17,13 @@ from sqlalchemy import Float, Integer, Update, bindparam, literal_column, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from svc_infra.db.base import IdText, new_id
+from svc_infra.db.base import IdText
 from svc_infra.db.leases import in_state, wall_time
 from svc_infra.db.rowset import Rowset
 from svc_infra.jobs.job import Job, JobState
 from svc_infra.jobs.lines import LIMIT, TENANT, Place, look
-from svc_infra.jobs.queue import claim_order
 from svc_infra.jobs.rate_store import KeyRate, lock_rates, record_starts
-from svc_infra.jobs.rows import claim_filters, dialect_of, job_from_row
+from svc_infra.jobs.rows import ClaimTerms, claimed_jobs, dialect_of
 from svc_infra.jobs.statements import AT_START, JOB_COLUMNS, jobs
 
 _SLOTS = Rowset("slots", id=IdText, slot=Integer)
@@ -34,48 +32,29 @@ _TRIES = 3
 _MOST = 200
 
 
-def claim_limited(
-    session: Session,
-    limit: int,
-    *,
-    names: Collection[str] | None,
-    versions: Mapping[str, int] | None,
-    queues: Collection[str] | None,
-    now: datetime,
-    lease_seconds: float,
-    database: str,
-    place: Place,
-) -> list[Job]:
+def claim_limited(session: Session, limit: int, terms: ClaimTerms, *, place: Place) -> list[Job]:
     """Lease up to ``limit`` due jobs of limited kinds, as far as slots are free and rates are not used up."""
-    filters, parameters = claim_filters(names=names, versions=versions, queues=queues)
-    found = look(session, LIMIT, filters, {**parameters, "now": now}, place=place, heads=min(limit, _MOST))
+    found = look(session, LIMIT, terms, place=place, heads=min(limit, _MOST))
     found.sort(key=lambda row: (row.priority, row.run_at, row.id))
     # A rescued job may be what killed its process, and is run alone.
     due = found[:1] if found and found[0].rescues else [row for row in found if not row.rescues]
-    return _claim(session, due, limit, now=now, lease_seconds=lease_seconds, database=database)
+    return _claim(session, due, limit, terms)
 
 
 def claim_in_turn(
     session: Session,
     limit: int,
+    terms: ClaimTerms,
     *,
     each: int,
     passing_over: Collection[str],
-    names: Collection[str] | None,
-    versions: Mapping[str, int] | None,
-    queues: Collection[str] | None,
-    now: datetime,
-    lease_seconds: float,
-    database: str,
     place: Place,
 ) -> list[Job]:
     """Lease up to ``limit`` due jobs, up to ``each`` of one tenant, of some tenants in turn."""
-    filters, parameters = claim_filters(names=names, versions=versions, queues=queues)
-    parameters["now"] = now
-    found = look(session, TENANT, filters, parameters, place=place, heads=each, passing_over=passing_over)
+    found = look(session, TENANT, terms, place=place, heads=each, passing_over=passing_over)
     rescued = [row for row in found if row.rescues]
     due = rescued[:1] or list(taking_turns([(row.tenant_id, row) for row in found], each))
-    return _claim(session, due, limit, now=now, lease_seconds=lease_seconds, database=database)
+    return _claim(session, due, limit, terms)
 
 
 def taking_turns(waiting: Sequence[tuple[str, Any]], each: int) -> Iterator[Any]:
@@ -100,26 +79,23 @@ def assign_slots(
             yield job_id, free
 
 
-def _claim(
-    session: Session, due: Sequence[Any], limit: int, *, now: datetime, lease_seconds: float, database: str
-) -> list[Job]:
+def _claim(session: Session, due: Sequence[Any], limit: int, terms: ClaimTerms) -> list[Job]:
     """Lease the first ``limit`` of these jobs that may start and that nobody else is claiming."""
     if not due:
         return []
     dialect = dialect_of(session)
-    rates = lock_rates(session, due, now=now)
+    rates = lock_rates(session, due, now=terms.now)
     for _ in range(_TRIES):
         chosen = _may_start(due, _taken(session, due), rates)[:limit]
-        lease = {"lease_id": new_id(), "lease_seconds": float(lease_seconds)}
         try:
             # Without a slot nothing can be in the way, and a savepoint is two round trips.
             with session.begin_nested() if any(slot for _, slot in chosen) else nullcontext():
-                parameters = {**_SLOTS.parameters(dialect, chosen), **lease}
+                parameters = {**_SLOTS.parameters(dialect, chosen), **terms.lease()}
                 rows = session.execute(_take(dialect), parameters).all()
         except IntegrityError:
             continue  # somebody else has one of these slots by now
-        claimed = sorted((job_from_row(row, database) for row in rows), key=claim_order)
-        record_starts(session, due, rates, {job.id for job in claimed}, now=now)
+        claimed = claimed_jobs(session, rows)
+        record_starts(session, due, rates, {job.id for job in claimed}, now=terms.now)
         return claimed
     return []
 

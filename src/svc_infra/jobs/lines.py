@@ -6,7 +6,7 @@ line and reading none of the jobs behind the heads: however many jobs one tenant
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -34,6 +34,7 @@ from svc_infra.db.base import UtcDateTime
 from svc_infra.db.leases import in_state, is_among
 from svc_infra.jobs.job import JobState
 from svc_infra.jobs.models import JobRateRow
+from svc_infra.jobs.rows import ClaimTerms
 from svc_infra.jobs.statements import ClaimFilters, is_claimable, jobs
 
 rates = JobRateRow.metadata.tables[JobRateRow.__tablename__]
@@ -73,8 +74,7 @@ HEAD = (
 def look(
     session: Session,
     by: str,
-    filters: ClaimFilters,
-    parameters: Mapping[str, Any],
+    terms: ClaimTerms,
     *,
     place: Place,
     heads: int,
@@ -82,9 +82,10 @@ def look(
 ) -> list[Any]:
     """Return up to ``heads`` claimable jobs of each of the next lines, line by line, as rows of ``HEAD``.
 
-    Lines of keys in ``passing_over`` are left out. ``parameters`` are those of the filters, and ``now``.
-    While it finds none it looks further, a bounded number of times; ``place`` moves on.
+    Lines of keys in ``passing_over`` are left out. While it finds none it looks further, a bounded number of
+    times; ``place`` moves on.
     """
+    filters, parameters = terms.conditions()
     bounds: dict[str, Any] = {"lines": _LINES, "heads": heads, "depth": max(_DEPTH, heads)}
     bounds["passing_over"] = list(passing_over)
     for _ in range(_LOOKS):

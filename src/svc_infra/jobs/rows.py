@@ -6,16 +6,18 @@ Asynchronous code comes here through ``await session.run_sync(...)``.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
 
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from svc_infra.canonical import read_json
 from svc_infra.db.base import new_id
 from svc_infra.db.leases import CLAIMS
 from svc_infra.jobs.job import Job, JobState
-from svc_infra.jobs.queue import Finish, Rescued, claim_order
+from svc_infra.jobs.queue import DEFAULT_LEASE_SECONDS, Finish, Rescued, claim_order
 from svc_infra.jobs.statements import (
     ENDED,
     ClaimFilters,
@@ -46,6 +48,24 @@ def dialect_of(session: Session) -> str:
     return session.get_bind().dialect.name
 
 
+def sync_session(session: Session | AsyncSession) -> Session:
+    """Return the session that does the work."""
+    return session.sync_session if isinstance(session, AsyncSession) else session
+
+
+def database_of(session: Session | AsyncSession) -> str:
+    """Return the name by which two sessions are known to be on the same database.
+
+    It has no user and no password in it. An in-memory SQLite database is known by its engine.
+    """
+    engine = sync_session(session).get_bind().engine
+    url = engine.url
+    backend = url.get_backend_name()
+    if backend == "sqlite" and url.database in (None, "", ":memory:"):
+        return f"sqlite memory {id(engine)}"
+    return f"{backend} {url.host or ''}:{url.port or ''}/{url.database}"
+
+
 def job_from_row(row: Sequence[Any], database: str | None) -> Job:
     """Return the job in a row of ``JOB_COLUMNS``."""
     # Past the constructor, which would set each of the fields of a frozen dataclass by a call of its own.
@@ -59,49 +79,56 @@ def job_from_row(row: Sequence[Any], database: str | None) -> Job:
     return job
 
 
-def claim_filters(
-    *, names: Collection[str] | None, versions: Mapping[str, int] | None, queues: Collection[str] | None
-) -> tuple[ClaimFilters, dict[str, Any]]:
-    """Return which conditions a claim has, and their parameters."""
-    newer = [(name, number) for name, last in (versions or {}).items() for number in range(2, last + 1)]
-    parameters: dict[str, Any] = {}
-    if names is not None:
-        parameters["names"] = sorted(names)
-    if queues is not None:
-        parameters["queues"] = sorted(queues)
-    if newer and names is not None:
-        parameters["versions"] = newer
-    return ClaimFilters(names is not None, queues is not None, "versions" in parameters), parameters
+@dataclass(frozen=True, slots=True)
+class ClaimTerms:
+    """Which due jobs a claim may lease, at which business time, and for how long; see ``JobQueue.claim``."""
+
+    now: datetime
+    names: Collection[str] | None = None
+    versions: Mapping[str, int] | None = None
+    queues: Collection[str] | None = None
+    lease_seconds: float = DEFAULT_LEASE_SECONDS
+
+    def conditions(self) -> tuple[ClaimFilters, dict[str, Any]]:
+        """Return which conditions the claim has, and their parameters."""
+        newer = [
+            (name, number) for name, last in (self.versions or {}).items() for number in range(2, last + 1)
+        ]
+        parameters: dict[str, Any] = {"now": self.now}
+        if self.names is not None:
+            parameters["names"] = sorted(self.names)
+        if self.queues is not None:
+            parameters["queues"] = sorted(self.queues)
+        if newer and self.names is not None:
+            parameters["versions"] = newer
+        filters = ClaimFilters(self.names is not None, self.queues is not None, "versions" in parameters)
+        return filters, parameters
+
+    def lease(self) -> dict[str, Any]:
+        """Return the parameters of a lease of its own."""
+        return {"lease_id": new_id(), "lease_seconds": float(self.lease_seconds)}
 
 
 def claim_jobs(
-    session: Session,
-    limit: int,
-    *,
-    names: Collection[str] | None,
-    versions: Mapping[str, int] | None,
-    queues: Collection[str] | None,
-    now: datetime,
-    lease_seconds: float,
-    database: str,
-    start: Position | None = None,
+    session: Session, limit: int, terms: ClaimTerms, *, start: Position | None = None
 ) -> list[Job]:
     """Lease up to ``limit`` due jobs of kinds without a limit, in claim order; a rescued one alone.
 
     With ``start`` only those from that place of the order on are looked at.
     """
-    filters, parameters = claim_filters(names=names, versions=versions, queues=queues)
-    parameters |= {
-        "limit": limit,
-        "now": now,
-        "lease_id": new_id(),
-        "lease_seconds": float(lease_seconds),
-    }
+    filters, parameters = terms.conditions()
+    parameters |= {"limit": limit, **terms.lease()}
     if start is not None:
         parameters |= dict(zip(("start_priority", "start_run_at", "start_id"), start, strict=True))
     statement = claim_by(filters, start is not None)
     rows = session.execute(statement, parameters).all()
     assert len(rows) <= limit, f"claimed {len(rows)} jobs with a limit of {limit}"
+    return claimed_jobs(session, rows)
+
+
+def claimed_jobs(session: Session, rows: Iterable[Sequence[Any]]) -> list[Job]:
+    """Return the jobs in rows of ``JOB_COLUMNS``, in claim order."""
+    database = database_of(session)
     return sorted((job_from_row(row, database) for row in rows), key=claim_order)
 
 

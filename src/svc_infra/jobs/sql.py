@@ -33,30 +33,13 @@ from svc_infra.jobs.queue import (
     make_request,
 )
 from svc_infra.jobs.rate_store import prune_rates
+from svc_infra.jobs.rows import ClaimTerms, database_of, sync_session
 
 __all__ = ["SqlJobQueue", "database_of", "insert_jobs", "sync_session"]
 
 _RESCUE_OVERLAP_SECONDS = 5.0
 T = TypeVar("T")
 SessionFactory = Callable[[], AsyncSession]
-
-
-def sync_session(session: Session | AsyncSession) -> Session:
-    """Return the session that does the work."""
-    return session.sync_session if isinstance(session, AsyncSession) else session
-
-
-def database_of(session: Session | AsyncSession) -> str:
-    """Return the name by which two sessions are known to be on the same database.
-
-    It has no user and no password in it. An in-memory SQLite database is known by its engine.
-    """
-    engine = sync_session(session).get_bind().engine
-    url = engine.url
-    backend = url.get_backend_name()
-    if backend == "sqlite" and url.database in (None, "", ":memory:"):
-        return f"sqlite memory {id(engine)}"
-    return f"{backend} {url.host or ''}:{url.port or ''}/{url.database}"
 
 
 class SqlJobQueue:
@@ -129,23 +112,15 @@ class SqlJobQueue:
         """Lease up to ``limit`` due jobs; see ``JobQueue.claim``."""
         if limit < 1 or (names is not None and not names):
             return []
-        due_at = now or self.clock.now()
+        terms = ClaimTerms(now or self.clock.now(), names, versions, queues, lease_seconds)
+        place = self._places[LIMIT, frozenset(names or ())]
 
         def claim(session: Session) -> list[Job]:
-            options: dict[str, Any] = {
-                "names": names,
-                "versions": versions,
-                "queues": queues,
-                "now": due_at,
-                "lease_seconds": lease_seconds,
-                "database": database_of(session),
-            }
-            limited = {**options, "place": self._places[LIMIT, frozenset(names or ())]}
-            claimed = claim_limited(session, limit, **limited) if has_limits else []
+            claimed = claim_limited(session, limit, terms, place=place) if has_limits else []
             if _has_room(claimed, limit):
-                claimed += self._claim(session, limit - len(claimed), options)
+                claimed += self._claim(session, limit - len(claimed), terms)
                 if not has_limits and _has_room(claimed, limit):
-                    claimed += claim_limited(session, limit - len(claimed), **limited)
+                    claimed += claim_limited(session, limit - len(claimed), terms, place=place)
             reached("after_claim")
             return claimed
 
@@ -170,21 +145,11 @@ class SqlJobQueue:
         Each call goes on where the one before ended. Tenants in ``passing_over`` get no turn, nor do jobs
         without a tenant; for all else see ``claim``.
         """
-        due_at = now or self.clock.now()
+        terms = ClaimTerms(now or self.clock.now(), names, versions, queues, lease_seconds)
         place = self._places[TENANT, frozenset(names or ())]
         return await self._in_transaction(
             lambda session: claim_in_turn(
-                session,
-                limit,
-                each=each,
-                passing_over=passing_over,
-                names=names,
-                versions=versions,
-                queues=queues,
-                now=due_at,
-                lease_seconds=lease_seconds,
-                database=database_of(session),
-                place=place,
+                session, limit, terms, each=each, passing_over=passing_over, place=place
             )
         )
 
@@ -261,16 +226,16 @@ class SqlJobQueue:
         if isinstance(bind, AsyncEngine):
             await bind.dispose()
 
-    def _claim(self, session: Session, limit: int, options: dict[str, Any]) -> list[Job]:
+    def _claim(self, session: Session, limit: int, terms: ClaimTerms) -> list[Job]:
         """Claim from all of the index, or while that is slow from where a job was found last."""
-        key = tuple(str(options[name]) for name in ("names", "versions", "queues"))
+        key = str((terms.names, terms.versions, terms.queues))
         start = self._found_at.get(key)
         if start is None or self._claims.is_due:
             with self._claims.made(session) as found:
-                claimed = rows.claim_jobs(session, limit, **options)
+                claimed = rows.claim_jobs(session, limit, terms)
                 found.append(len(claimed))
         else:
-            claimed = rows.claim_jobs(session, limit, start=start, **options)
+            claimed = rows.claim_jobs(session, limit, terms, start=start)
         if claimed:
             self._found_at[key] = claim_order(claimed[0])
         return claimed

@@ -16,16 +16,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from svc_infra.clock import Clock
 from svc_infra.db.transient import is_transient
 from svc_infra.jobs.executor import Executor, session_factory_of
-from svc_infra.jobs.handlers import HandlerKind, Handlers
+from svc_infra.jobs.handlers import Handlers
 from svc_infra.jobs.heartbeat import Heartbeat
 from svc_infra.jobs.job import Job
-from svc_infra.jobs.lane import Lane
+from svc_infra.jobs.lane import Lane, make_lanes
 from svc_infra.jobs.loop import run_loop
 from svc_infra.jobs.maintenance import Maintenance
 from svc_infra.jobs.outcome import Cancel, decide
 from svc_infra.jobs.queue import DEFAULT_LEASE_SECONDS, Finish, JobQueue
 from svc_infra.jobs.retry import RetryPolicy
-from svc_infra.jobs.slots import Slots
 from svc_infra.jobs.sql import SqlJobQueue
 from svc_infra.jobs.stats import Stats
 from svc_infra.jobs.waking import WakeUp
@@ -34,11 +33,6 @@ log = structlog.get_logger(__name__)
 
 _POSTGRES_TRANSACTIONS = 4
 _SQLITE_TRANSACTIONS = 1
-_PLAIN_JOBS = 8
-# One more may run than that, of a tenant of which none runs: a tenant with slow jobs leaves others this.
-_HEAD_ROOM = 1
-# Enough jobs in hand that a claim's round trip is small beside them, few enough for others to get some.
-_PREFETCHED_PER_SLOT = 8
 _NAME = attrgetter("name")
 # A cancelled job is not retried, so that no policy matters.
 _ANY = RetryPolicy()
@@ -84,7 +78,7 @@ class Worker:
         )
         self._heartbeat = Heartbeat(queue, lease_seconds=lease_seconds, on_cancel=self._cancel)
         self._maintenance = maintenance or Maintenance(queue, clock=self._clock)
-        self._lanes = self._make_lanes(concurrency or self._default_concurrency())
+        self._lanes = make_lanes(handlers, concurrency or self._default_concurrency())
         self._tasks: dict[asyncio.Task[None], Sequence[Job]] = {}
         self._is_stopping = False
         # Those that were claimed and wait for a slot of their lane.
@@ -93,9 +87,12 @@ class Worker:
         self._to_cancel: dict[str, str] = {}
         self._error: BaseException | None = None
         self._wake = asyncio.Event()
+        self._wakes_at = 0.0
 
     def wake(self) -> None:
         """Look for due jobs now instead of at the next poll; call it in the worker's event loop."""
+        for lane in self._lanes:
+            lane.has_news = True
         self._wake.set()
 
     @property
@@ -110,6 +107,7 @@ class Worker:
         those that did not end, are given back with their attempts. If it is cancelled meanwhile, their leases
         expire.
         """
+        self._is_stopping = False
         log.info("worker.started", names=sorted(self._handlers.names))
         async with self._heartbeat, asyncio.TaskGroup() as group:
             if isinstance(self._queue, SqlJobQueue):
@@ -140,7 +138,7 @@ class Worker:
         Raises:
             Exception: the database stayed away.
         """
-        ended = self.stats.attempts
+        ended, self._is_stopping = self.stats.attempts, False
         async with self._heartbeat:
             while True:
                 was_idle = not self._tasks
@@ -160,25 +158,39 @@ class Worker:
     async def _claim(self) -> bool:
         """Claim for every lane that has room, and start what was claimed; True if anything was."""
         await self._settle_unfinished()
+        is_idle = not any(lane.is_busy for lane in self._lanes)
+        # Limited kinds may have to take turns although nothing is in hand.
+        if is_idle and len(self._lanes) > 1 and not self._handlers.has_limits:
+            return await self._claim_for_all()
         found = False
         for lane in self._lanes:
             found = await self._claim_in_turn(lane) or found
-            room = lane.room()
-            if not room:
-                continue
-            jobs = await self._queue.claim(
-                room,
-                names=lane.names,
-                versions=self._handlers.versions,
-                has_limits=self._handlers.has_limits,
-                queues=self._queues,
-                now=self._clock.now(),
-                lease_seconds=self._lease_seconds,
-            )
-            lane.has_backlog = len(jobs) >= room
-            self._start(lane, jobs)
-            found = found or bool(jobs)
+            if room := lane.room():
+                jobs = await self._claim_of(lane.names, room)
+                lane.claimed(len(jobs), room)
+                self._start(lane, jobs)
+                found = found or bool(jobs)
         return found
+
+    async def _claim_for_all(self) -> bool:
+        """Claim for all lanes at once while all are empty: an idle worker asks one thing and not three."""
+        room = min(lane.room() for lane in self._lanes)
+        jobs = await self._claim_of(self._handlers.names, room)
+        for lane in self._lanes:
+            lane.claimed(len(jobs), room)
+            self._start(lane, [job for job in jobs if job.name in lane.names])
+        return bool(jobs)
+
+    async def _claim_of(self, names: Collection[str], room: int) -> list[Job]:
+        return await self._queue.claim(
+            room,
+            names=names,
+            versions=self._handlers.versions,
+            has_limits=self._handlers.has_limits,
+            queues=self._queues,
+            now=self._clock.now(),
+            lease_seconds=self._lease_seconds,
+        )
 
     async def _claim_in_turn(self, lane: Lane) -> bool:
         """Claim for tenants that would wait behind others, while there is a backlog; True if anything was.
@@ -190,8 +202,8 @@ class Worker:
         loop, room = asyncio.get_running_loop(), lane.room_for_turns()
         wait_seconds = lane.seconds_to_look(loop.time())
         if wait_seconds > 0 or not room:
-            if lane.has_news and room:
-                loop.call_later(wait_seconds, self._wake.set)
+            if room and (lane.has_news or lane.has_backlog):
+                self._wake_in(wait_seconds)
             return False
         lane.has_news = False
         jobs = await self._queue.claim_in_turn(
@@ -205,15 +217,23 @@ class Worker:
             lease_seconds=self._lease_seconds,
         )
         lane.looked(loop.time(), has_found=bool(jobs))
-        self._start(lane, jobs)
+        self._start(lane, jobs, in_turn=True)
         return bool(jobs)
 
-    def _start(self, lane: Lane, jobs: Sequence[Job]) -> None:
+    def _wake_in(self, seconds: float) -> None:
+        """Look again in so many seconds, unless that is to happen sooner."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if not now < self._wakes_at <= now + seconds:
+            self._wakes_at = now + seconds
+            loop.call_later(seconds, self._wake.set)
+
+    def _start(self, lane: Lane, jobs: Sequence[Job], *, in_turn: bool = False) -> None:
         if self._is_stopping:
             self._unfinished += jobs
             return
         self._heartbeat.hold(jobs)
-        lane.started(jobs)
+        lane.started(jobs, in_turn=in_turn)
         since = time.monotonic()
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -260,7 +280,8 @@ class Worker:
         if error is not None:
             self._error = error
             log.error("worker.jobs_given_back", name=unit[0].name, jobs=len(unit), error=repr(error)[:300])
-        self._wake.set()
+        if lane.room() or lane.has_news or self._unfinished or self._handlers.has_limits:
+            self._wake.set()
 
     def _cancel(self, reasons: Mapping[str, str]) -> None:
         """End the tasks of jobs that somebody wants cancelled; the others of a batch will run again."""
@@ -319,22 +340,6 @@ class Worker:
 
     def _has_room(self) -> bool:
         return any(lane.room() for lane in self._lanes)
-
-    def _make_lanes(self, concurrency: int) -> list[Lane]:
-        # Where one transaction runs at a time, another beside it could only wait for it.
-        transactions = Slots(concurrency, head_room=0 if concurrency == 1 else _HEAD_ROOM)
-        lanes = []
-        for kind, slots, width in (
-            (HandlerKind.BATCH, transactions, concurrency),
-            (HandlerKind.JOB, transactions, concurrency),
-            (HandlerKind.PLAIN, Slots(_PLAIN_JOBS, head_room=_HEAD_ROOM), _PLAIN_JOBS),
-        ):
-            chosen = [registration for registration in self._handlers if registration.kind is kind]
-            if chosen:
-                sizes = [registration.batch_size for registration in chosen]
-                per_slot = max(sizes) if kind is HandlerKind.BATCH else _PREFETCHED_PER_SLOT
-                lanes.append(Lane(frozenset(each.name for each in chosen), slots, width * per_slot))
-        return lanes
 
     def _default_concurrency(self) -> int:
         session_factory = self._handlers.session_factory or session_factory_of(self._queue)

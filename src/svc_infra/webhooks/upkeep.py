@@ -19,6 +19,9 @@ _PRUNE_SECONDS = 60.0
 
 log = structlog.get_logger(__name__)
 
+# A replay is begun by hand and may wait some polls: an idle worker has less to ask.
+_POLLS_PER_LOOK = 5
+
 
 class WebhookUpkeep:
     """Does one batch in one short transaction at a time; any number of workers may do so at once."""
@@ -79,7 +82,12 @@ class WebhookUpkeep:
 
         async with asyncio.TaskGroup() as loops:
             loops.create_task(
-                run_loop("webhooks.replays", self.advance, stop=stop, poll_seconds=self._poll_seconds)
+                run_loop(
+                    "webhooks.replays",
+                    self.advance,
+                    stop=stop,
+                    poll_seconds=_POLLS_PER_LOOK * self._poll_seconds,
+                )
             )
             loops.create_task(run_loop("webhooks.prune", prune, stop=stop, poll_seconds=_PRUNE_SECONDS))
 
