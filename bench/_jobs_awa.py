@@ -22,6 +22,8 @@ class Awa(Peer):
     async def install(self) -> None:
         await self.open()
         await self.client.migrate()
+        # The storage that COPY needs, and the quicker one.
+        await self.client.install_queue_storage()
         await self.close()
 
     async def open(self) -> None:

@@ -15,10 +15,12 @@ from _jobs_systems import System, Workers, call, execute
 from svc_infra.db.session import make_engine, make_session_factory
 from svc_infra.jobs.sql import SqlJobQueue
 
+# The ids are in the order of time, as ours are.
 _FILL = f"""
     INSERT INTO jobs
         (id, name, queue, payload, priority, max_attempts, run_at, created_at, state, attempt, rescues)
-    SELECT gen_random_uuid()::text, '{NAME}', 'default', '{{"n": 1}}', 0, 20,
+    SELECT lpad(to_hex(n), 8, '0') || '-0000-7000-8000-' || left(md5(n::text), 12),
+           '{NAME}', 'default', '{{"n": 1}}', 0, 20,
            now() - interval '1 hour' + n * interval '1 millisecond', now(), 'available', 0, 0
     FROM generate_series(1, %d) AS n"""
 _CLAIMED = 100

@@ -39,13 +39,16 @@ class Bare(Peer):
     async def work(self, arrivals: Arrivals, stop: asyncio.Event) -> None:
         handler = self.options.handler
         pool = await asyncpg.create_pool(postgres_url(self.url), min_size=10, max_size=10)
-        if handler == "batch":
-            await asyncio.gather(*(self._fused(pool, arrivals) for _ in range(_AT_ONCE["batch"])))
-        else:
-            claimed: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
-            await asyncio.gather(*(self._singly(pool, claimed, arrivals) for _ in range(_AT_ONCE["job"])))
+        claimed: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        loops = [
+            self._fused(pool, arrivals) if handler == "batch" else self._singly(pool, claimed, arrivals)
+            for _ in range(_AT_ONCE[handler])
+        ]
+        working = asyncio.gather(*loops)
         await stop.wait()
-        await pool.close()
+        working.cancel()
+        await asyncio.wait({working})
+        pool.terminate()
 
     async def _fused(self, pool: Any, arrivals: Arrivals) -> None:
         async with pool.acquire() as connection:

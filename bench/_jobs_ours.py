@@ -13,6 +13,7 @@ from sqlalchemy import Column, Integer, MetaData, String, Table, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.dml import Insert
 
+from svc_infra.cli.context import collect_garbage_rarely
 from svc_infra.db.migration import migrate
 from svc_infra.db.rowset import Rowset
 from svc_infra.db.session import make_engine, make_session_factory
@@ -40,6 +41,7 @@ class Ours(Peer):
     def __init__(self, url: str, options: argparse.Namespace) -> None:
         super().__init__(url, options)
         configure_logging("warning")
+        collect_garbage_rarely()  # as worker.py run does
         self.engine = make_engine(url)
         self.sessions = make_session_factory(self.engine)
         self.queue = SqlJobQueue(self.sessions)

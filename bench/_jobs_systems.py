@@ -87,13 +87,17 @@ PEERS = (
 )
 
 
+class Failed(Exception):
+    """A queue did not do what it was asked for; the message has its words."""
+
+
 def call(system: System, action: str, url: str, *options: str) -> Any:
     """Run one action to its end and return what it said."""
     done = subprocess.run(
         system.command(action, url, *options), capture_output=True, text=True, check=False, cwd=_HERE
     )
     if done.returncode != 0:
-        raise SystemExit(f"{system.name} {action} failed:\n{done.stderr[-3000:]}")
+        raise Failed(f"{system.name} {action} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else None
 
 
@@ -148,7 +152,7 @@ class Workers:
         self._processes = [self._start(system, url, slot) for slot in range(processes)]
         for process in self._processes:
             if process.stdout.readline() != "ready\n":
-                raise SystemExit(f"{system.name} did not start:\n{self._said()}")
+                raise Failed(f"{system.name} did not start:\n{self._said()}")
 
     def _start(self, system: System, url: str, slot: int) -> Any:
         command = system.command("work", url, "--counts", self._file.name, "--slot", str(slot))
@@ -188,7 +192,7 @@ class Workers:
     def _check(self) -> None:
         for process in self._processes:
             if process.poll() is not None:
-                raise SystemExit(f"{self._system.name} ended early:\n{self._said()}")
+                raise Failed(f"{self._system.name} ended early:\n{self._said()}")
 
     def stop(self) -> list[float]:
         """Stop, and return the latencies of all jobs that carried their instant."""
