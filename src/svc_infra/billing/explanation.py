@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
+from functools import cache
 
-from sqlalchemy import func, select
+from sqlalchemy import Executable, Integer, bindparam, func, select
 from sqlalchemy.orm import Session
 
+from svc_infra.billing.columns import MetricText
 from svc_infra.billing.invoices import get_invoice, invoice_lines
 from svc_infra.billing.models import Invoice, InvoiceLine, UsageAggregate, UsageEvent
 from svc_infra.billing.rating import PriceTerms, TierCharge, rate
+from svc_infra.db.base import UtcDateTime
+from svc_infra.db.rowset import Rowset
+
+_LINES = Rowset(
+    "explained", position=Integer, metric=MetricText, period_start=UtcDateTime, period_end=UtcDateTime
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,42 +60,74 @@ def explain_invoice(session: Session, tenant_id: str, invoice_id: str) -> Explan
     """
     invoice = get_invoice(session, tenant_id, invoice_id)
     lines = invoice_lines(session, tenant_id, invoice_id)
-    return Explanation(invoice, tuple(_explained(session, line) for line in lines))
+    used = _usage_of(session, tenant_id, lines)
+    return Explanation(invoice, tuple(_explained(line, used.get(line.position, _Used())) for line in lines))
 
 
-def _explained(session: Session, line: InvoiceLine) -> ExplainedLine:
+@dataclass(slots=True)
+class _Used:
+    days: list[tuple[datetime, Decimal]] = field(default_factory=list)
+    events: int = 0
+    first_at: datetime | None = None
+    last_at: datetime | None = None
+
+
+def _explained(line: InvoiceLine, used: _Used) -> ExplainedLine:
     terms = None if line.price_snapshot is None else PriceTerms.from_snapshot(line.price_snapshot)
     details = line.details or {}
     tiers: tuple[TierCharge, ...] = ()
     if terms is not None and line.kind in ("fixed", "usage", "unused") and terms.per_event is None:
         tiers = rate(terms, line.quantity).breakdown
-    days: tuple[tuple[datetime, Decimal], ...] = ()
-    count, first, last = 0, None, None
-    if line.metric is not None:
-        days = _days(session, line)
-        event = UsageEvent
-        count, first, last = session.execute(
-            select(func.count(), func.min(event.at_ts), func.max(event.at_ts)).where(
-                event.tenant_id == line.tenant_id,
-                event.metric == line.metric,
-                event.at_ts >= line.period_start,
-                event.at_ts < line.period_end,
-            )
-        ).one()
-    return ExplainedLine(line, terms, tiers, Fraction(details.get("ratio", 1)), days, count, first, last)
+    ratio = Fraction(details.get("ratio", 1))
+    return ExplainedLine(
+        line, terms, tiers, ratio, tuple(used.days), used.events, used.first_at, used.last_at
+    )
 
 
-def _days(session: Session, line: InvoiceLine) -> tuple[tuple[datetime, Decimal], ...]:
-    day = UsageAggregate
-    rows = session.execute(
-        select(day.period_start, day.total)
+def _usage_of(session: Session, tenant_id: str, lines: Iterable[InvoiceLine]) -> dict[int, _Used]:
+    """The days and events in the periods of lines with a metric, by the lines' positions."""
+    rows = [
+        (line.position, line.metric, line.period_start, line.period_end)
+        for line in lines
+        if line.metric is not None
+    ]
+    used = {position: _Used() for position, *_ in rows}
+    if rows:
+        dialect = session.get_bind().dialect.name
+        asked = {**_LINES.parameters(dialect, rows), "tenant_id": tenant_id}
+        for position, day_start, total in session.execute(_days(dialect), asked):
+            used[position].days.append((day_start, total))
+        for position, *found in session.execute(_events(dialect), asked):
+            used[position].events, used[position].first_at, used[position].last_at = found
+    return used
+
+
+@cache
+def _days(dialect: str) -> Executable:
+    line, day = _LINES.table(dialect).c, UsageAggregate
+    return (
+        select(line.position, day.period_start, day.total)
         .where(
-            day.tenant_id == line.tenant_id,
+            day.tenant_id == bindparam("tenant_id"),
             day.metric == line.metric,
             day.granularity == "day",
             day.period_start >= line.period_start,
             day.period_start < line.period_end,
         )
-        .order_by(day.period_start)
+        .order_by(line.position, day.period_start)
     )
-    return tuple((row.period_start, row.total) for row in rows)
+
+
+@cache
+def _events(dialect: str) -> Executable:
+    line, event = _LINES.table(dialect).c, UsageEvent
+    return (
+        select(line.position, func.count(), func.min(event.at_ts), func.max(event.at_ts))
+        .where(
+            event.tenant_id == bindparam("tenant_id"),
+            event.metric == line.metric,
+            event.at_ts >= line.period_start,
+            event.at_ts < line.period_end,
+        )
+        .group_by(line.position)
+    )

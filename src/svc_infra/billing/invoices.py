@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
-from svc_infra.billing.models import Invoice, InvoiceLine
+from svc_infra.billing.models import Invoice, InvoiceLine, PendingLine
 from svc_infra.billing.periods import Period
 from svc_infra.canonical import canonical_decimal, canonical_instant
 from svc_infra.exceptions import NotFound
@@ -87,6 +87,16 @@ def invoice_lines(
     if after is not None:
         lines = lines.where(InvoiceLine.position > after)
     return list(session.scalars(lines.order_by(InvoiceLine.position).limit(limit)))
+
+
+def list_pending(
+    session: Session, tenant_id: str, *, after: str | None = None, limit: int = 100
+) -> list[PendingLine]:
+    """What waits for a tenant's next invoice, in the order it came to wait, behind the id ``after``."""
+    waiting = select(PendingLine).where(PendingLine.tenant_id == tenant_id)
+    if after is not None:
+        waiting = waiting.where(PendingLine.id > after)
+    return list(session.scalars(waiting.order_by(PendingLine.id).limit(limit)))
 
 
 def export_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from decimal import Decimal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -12,7 +13,7 @@ from svc_infra.billing.catalog import parse_catalog
 from svc_infra.billing.catalog_store import apply_catalog
 from svc_infra.billing.credit_notes import credit_invoice
 from svc_infra.billing.entitlements import reserve
-from svc_infra.billing.models import Invoice
+from svc_infra.billing.models import Invoice, PendingLine
 from svc_infra.billing.subscriptions import subscribe
 from tests.unit.api.route_matrix import OWNER, Seeds, Sessions
 from tests.unit.api.seeds_beside_billing import sow_jobs, sow_webhooks
@@ -78,6 +79,18 @@ def sow_billing(session: Session, seeds: Seeds, tenant_id: str = OWNER) -> None:
     billing.aggregate_daily("calls", at)
     invoice_id = seeds.ids["invoice_id"] = billing.generate_monthly_invoice(JANUARY, FEBRUARY, "usd")
     assert session.scalars(select(Invoice.total_amount)).one() == 1000 + 30
+    session.add(
+        PendingLine(
+            tenant_id=tenant_id,
+            currency="usd",
+            kind="credit",
+            description=CANARY,
+            period_start=JANUARY,
+            period_end=FEBRUARY,
+            quantity=Decimal(1),
+            amount=-5,
+        )
+    )
     note = credit_invoice(
         session, tenant_id, invoice_id, reason=CANARY, actor=CANARY, amount=10, now=FEBRUARY
     )

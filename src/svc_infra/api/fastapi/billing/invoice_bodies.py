@@ -76,6 +76,24 @@ class LineBody(BaseModel):
         )
 
 
+class PendingLineBody(BaseModel):
+    """A line that waits for the tenant's next invoice: late usage of an earlier one, or a credit."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    kind: str
+    metric: str | None
+    description: str
+    period_start: InstantText
+    period_end: InstantText
+    quantity: QuantityText
+    amount: Minor
+    currency: str
+    cycle: str
+    adjusts_invoice_id: str | None
+
+
 class TierBody(BaseModel):
     """What one tier of a price charges, exactly, in minor units with their fractions."""
 

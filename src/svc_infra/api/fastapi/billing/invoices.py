@@ -15,13 +15,14 @@ from svc_infra.api.fastapi.billing.invoice_bodies import (
     InvoiceBody,
     InvoiceStatus,
     LineBody,
+    PendingLineBody,
 )
 from svc_infra.api.fastapi.etags import IfNoneMatch, etag_of, is_known
 from svc_infra.api.fastapi.pages import Page, Paging
 from svc_infra.api.fastapi.route import refusals
 from svc_infra.api.fastapi.unit_of_work import UnitOfWorkRoute, UnitSession
 from svc_infra.billing.explanation import explain_invoice
-from svc_infra.billing.invoices import get_invoice, invoice_lines, list_invoices
+from svc_infra.billing.invoices import get_invoice, invoice_lines, list_invoices, list_pending
 from svc_infra.billing.models import Invoice
 from svc_infra.billing.periods import month_bounds
 from svc_infra.billing.tenants import zones_of
@@ -59,6 +60,9 @@ def invoices_router() -> APIRouter:
         methods=["GET"],
         operation_id="billing_explain_invoice",
         responses=NO_INVOICE,
+    )
+    router.add_api_route(
+        "/pending-lines", read_pending, methods=["GET"], operation_id="billing_list_pending_lines"
     )
     return router
 
@@ -127,6 +131,20 @@ async def read_explanation(invoice_id: PathId, principal: Reader, session: UnitS
         invoice=InvoiceBody.model_validate(found.invoice),
         lines=[ExplainedLineBody.of(line) for line in found.lines],
     )
+
+
+async def read_pending(principal: Reader, session: UnitSession, paging: Paging) -> Page[PendingLineBody]:
+    """List what waits for the tenant's next invoice: late usage of earlier ones, and credits."""
+
+    def page(sync_session: Session) -> Page[PendingLineBody]:
+        position = paging.position(sync_session)
+        after = None if position is None else position[0]
+        found = list_pending(sync_session, principal.tenant_id, after=after, limit=paging.reach)
+        return paging.cut(
+            sync_session, found, item=PendingLineBody.model_validate, key=lambda line: [line.id]
+        )
+
+    return await session.run_sync(page)
 
 
 def invoice_etag(invoice: InvoiceBody | Invoice) -> str:
