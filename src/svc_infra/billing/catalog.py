@@ -55,6 +55,8 @@ def parse_catalog(text: str, source: str = "catalog.toml") -> Catalog:
         found = re.search(r"line (\d+)", str(error))
         line = int(found.group(1)) if found else text.count("\n") + 1
         raise InvalidCatalog(f"{source}:{line}: not valid TOML: {error}") from error
+    except RecursionError:
+        raise InvalidCatalog(f"{source}:1: it is nested deeper than any catalog") from None
     root = Table(document, (), Origin(source, key_lines(text)))
     root.refuse_unknown_keys(("plans", "prices"))
     plans = tuple(_plan(table) for table in root.tables("plans"))

@@ -19,7 +19,7 @@ from svc_infra.billing.periods import Period, day_bounds, local_day, month_bound
 from svc_infra.billing.quota_alerts import Publisher, crossed, publish_crossed
 from svc_infra.billing.quota_models import QuotaReservation
 from svc_infra.billing.quota_statements import given
-from svc_infra.billing.usage_event import quantity
+from svc_infra.billing.usage_event import storable_quantity
 from svc_infra.canonical import canonical_decimal, canonical_instant
 from svc_infra.db.base import new_id
 from svc_infra.exceptions import InvalidUsage, NotFound, QuotaExceeded, ReservationEnded
@@ -136,7 +136,7 @@ def reserve(
         InvalidUsage: the amount is no exact positive quantity.
     """
     ready(session)
-    wanted = quantity(amount)
+    wanted = storable_quantity(amount)
     if wanted <= 0:
         raise InvalidUsage(f"a reservation of {wanted} takes nothing; ask for more than 0")
     entitled = _entitled(session, tenant_id, key, window, now)
@@ -180,8 +180,11 @@ def commit(
     Raises:
         NotFound: the tenant has no such reservation.
         ReservationEnded: it was released; reserve anew.
+        InvalidUsage: the amount is no exact quantity of 0 or more.
     """
-    kept = Decimal(0) if is_recorded else None if amount is None else quantity(amount)
+    kept = Decimal(0) if is_recorded else None if amount is None else storable_quantity(amount)
+    if kept is not None and kept < 0:
+        raise InvalidUsage(f"{kept} cannot have been used; commit 0 or more")
     _end(session, tenant_id, reservation_id, "committed", kept)
 
 

@@ -92,6 +92,17 @@ def quantity(amount: Any) -> Decimal:
             raise InvalidUsage(f"amount is a {type(amount).__name__}; pass an int, a string or a Decimal")
 
 
+def storable_quantity(amount: Any) -> Decimal:
+    """Return an amount as the exact quantity that it is, if every table can hold it.
+
+    Raises:
+        InvalidUsage: it is none, or has more than 26 integer or 12 decimal digits.
+    """
+    found = quantity(amount)
+    _check_amount(found)
+    return found
+
+
 def _is_plain(value: Any) -> bool:
     """Whether it is text that needs no closer look: nearly every text is, and an event has three."""
     return type(value) is str and value.isascii() and value.isprintable()

@@ -217,6 +217,14 @@ async def test_a_quota_is_reserved_kept_and_given_back(client: httpx.AsyncClient
     other = (await client.post(path, json={"key": "reports", "amount": "8.5"})).json()["id"]
     assert (await client.post(f"{path}/{other}/release")).status_code == 204
     assert (await client.get("/_billing/entitlements/reports")).json()["items"][0]["quota"]["used"] == "1.5"
-    for wrong in ({"amount": 0}, {"amount": 1.5}, {"window": "hour"}, {"lives_seconds": 0}):
+    less = await client.post(f"{path}/{other}/commit", json={"amount": "-100"})
+    assert (less.status_code, less.json()["type"]) == (422, "urn:svc-infra:problem:invalid-usage")
+    for wrong in (
+        {"amount": 0},
+        {"amount": "1e30"},
+        {"amount": 1.5},
+        {"window": "hour"},
+        {"lives_seconds": 0},
+    ):
         answer = await client.post(path, json={"key": "reports", "amount": 1, **wrong})
         assert (wrong, answer.status_code) == (wrong, 422)

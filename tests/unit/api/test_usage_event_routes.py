@@ -128,3 +128,20 @@ async def test_what_was_refused_is_listed_with_its_reason(
     rest = (await client.get(f"/_billing/usage/rejections?limit=1&cursor={page['next_cursor']}")).json()
     assert [each["idempotency_key"] for each in page["items"] + rest["items"]] == ["a", "b"]
     assert rest["items"][0]["reason"]
+
+
+async def test_what_no_calendar_or_parser_holds_is_refused(client: httpx.AsyncClient) -> None:
+    for at in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+        answers = [
+            await client.get("/_billing/aggregates", params={"since": at}),
+            await client.get(EVENTS, params={"metric": "calls", "until": at}),
+            await client.post("/_billing/subscriptions", json={"plan": "any", "effective_at": at}),
+            await client.post("/_billing/subscriptions", json={"plan": "any", "effective_at": at[:10]}),
+        ]
+        assert [answer.status_code for answer in answers] == [422] * 4
+    for month in ("0000-01", "0001-01", "9999-12"):
+        for path in ("/_billing/preview", "/_billing/invoices"):
+            answer = await client.get(path, params={"month": month, "period": month})
+            assert answer.status_code in (200, 422)
+    deep = await client.post("/_billing/preview", json={"catalog": "x = " + "[" * 5_000})
+    assert (deep.status_code, deep.json()["type"]) == (422, "urn:svc-infra:problem:invalid-catalog")

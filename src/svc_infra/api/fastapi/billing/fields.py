@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema
 
+from svc_infra.api.fastapi.billing.usage_intake import require_within_calendar
 from svc_infra.api.fastapi.fields import InstantText as InstantText
 from svc_infra.canonical import canonical_decimal
 
@@ -31,11 +32,11 @@ def day_or_instant(value: Any) -> date:
     if not isinstance(value, str):
         raise ValueError("write a date like 2025-01-31, or an ISO 8601 instant with its offset")
     if len(value) == len("YYYY-MM-DD"):
-        return date.fromisoformat(value)
+        return require_within_calendar(date.fromisoformat(value))
     instant = datetime.fromisoformat(value)
     if instant.tzinfo is None:
         raise ValueError("the instant has no UTC offset; end it with Z, or give the date alone")
-    return instant
+    return require_within_calendar(instant)
 
 
 DayOrInstant = Annotated[

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AwareDatetime,
@@ -26,6 +26,8 @@ from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
 from svc_infra.exceptions import IdempotencyConflict, InvalidUsage
 
 _CONFLICT = "this idempotency_key was used for another event; send the first payload again, or a new key"
+D = TypeVar("D", bound=date)
+_YEARS = range(2, 9_999)
 
 
 def _exact(value: Any) -> Decimal:
@@ -39,7 +41,18 @@ def _instant(value: Any) -> datetime:
     # Left to pydantic, a number would be seconds since 1970, and so would a text of digits.
     if not isinstance(value, str):
         raise ValueError("write the instant as ISO 8601 text with a UTC offset")
-    return datetime.fromisoformat(value)
+    return require_within_calendar(datetime.fromisoformat(value))
+
+
+def require_within_calendar(value: D) -> D:
+    """Refuse what is beyond the calendar somewhere on earth, or would be with a day added or taken.
+
+    Raises:
+        ValueError: the year is none of 2 to 9998.
+    """
+    if value.year not in _YEARS:
+        raise ValueError("the year is from 2 to 9998")
+    return value
 
 
 Amount = Annotated[
