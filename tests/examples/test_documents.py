@@ -85,6 +85,7 @@ def nothing() -> None:
 SET_UPS: dict[str, Callable[[], None]] = {
     "README.md": a_migrated_database,
     "docs/howto/billing.md": nothing,
+    "docs/howto/http.md": nothing,
 }
 
 
@@ -114,6 +115,11 @@ def test_the_how_to_of_billing_bills_as_it_says(tmp_path: Path, monkeypatch: pyt
     run_page("docs/howto/billing.md")
     exported = (tmp_path / "invoices.csv").read_text(encoding="utf-8").splitlines()
     assert len(exported) == 1 + 2, "the header and the two lines of the one invoice"
+
+
+def test_the_how_to_of_http_is_answered_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_page("docs/howto/http.md")
 
 
 def test_the_readme_s_example_commits_usage_job_and_effects(
