@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,13 @@ from svc_infra.logs import configure_logging
 HERE = Path(__file__).parent
 PEER = HERE.parent / ".bench-venv" / "bin" / "python"
 CONNECTIONS = 32
-EVENT = {"metric": "tokens", "amount": 7, "at": "2025-01-01T00:00:00Z", "metadata": {"model": "gpt"}}
+# As a request records what it has just used.
+EVENT = {
+    "metric": "tokens",
+    "amount": 7,
+    "at": datetime.now(UTC).isoformat(),
+    "metadata": {"model": "gpt"},
+}
 
 
 def one(bench: Bench) -> list[Measure]:

@@ -76,7 +76,17 @@ async def unit_session(request: Request, principal: CurrentPrincipal) -> AsyncSe
     return await unit.begin(principal)
 
 
+async def keyed_session(request: Request, principal: CurrentPrincipal) -> AsyncSession | None:
+    """Depend on that session where the request has an ``Idempotency-Key``, and on None elsewhere.
+
+    It is for a route that is idempotent by itself and may record what it does with others.
+    """
+    has_key = "idempotency-key" in request.headers
+    return await unit_session(request, principal) if has_key else None
+
+
 UnitSession = Annotated[AsyncSession, Depends(unit_session)]
+KeyedSession = Annotated[AsyncSession | None, Depends(keyed_session)]
 
 
 async def keep_sealed(request: Request) -> None:

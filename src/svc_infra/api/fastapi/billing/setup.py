@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from svc_infra.api.fastapi.billing.router import make_router
+from svc_infra.api.fastapi.billing.usage_gathering import UsageGatherer
 from svc_infra.api.fastapi.dependencies import PrincipalSource, SessionFactory
 from svc_infra.api.fastapi.mounting import include, join
 from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
@@ -42,6 +43,7 @@ def add_billing(
     """
     context = join(app, "add_billing", session_factory=session_factory, principal=principal, clock=clock)
     context.limits = limits
+    app.state.svc_infra_usage = UsageGatherer(context.clock, limits)
     has_default_provider = context.database.settings.billing.provider != "none"
     context.has_provider = has_default_provider if has_provider is None else has_provider
     include(app, make_router(), prefix=prefix)

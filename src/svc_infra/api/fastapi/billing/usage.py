@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from svc_infra.api.fastapi.billing.access import AppClock, Limits, Reader, Sessions, Writer
+from svc_infra.api.fastapi.billing.access import AppClock, Gatherer, Limits, Reader, Sessions, Writer
 from svc_infra.api.fastapi.billing.usage_intake import (
     Intake,
     Metric,
     UsageIn,
     UsageResult,
-    take_all,
-    take_one,
+    count,
+    event_of,
+    id_of,
+    record_read,
 )
-from svc_infra.api.fastapi.middleware.errors.kinds import TOO_LARGE
-from svc_infra.api.fastapi.middleware.errors.problem import Refusal
+from svc_infra.api.fastapi.billing.usage_stream import UsageStream
 from svc_infra.api.fastapi.pages import Page, Paging
 from svc_infra.api.fastapi.route import ApiRoute, refusals
-from svc_infra.api.fastapi.strict_json import parse_body
-from svc_infra.api.fastapi.unit_of_work import UnitOfWorkRoute, UnitSession
+from svc_infra.api.fastapi.unit_of_work import KeyedSession, UnitOfWorkRoute, UnitSession
 from svc_infra.billing.aggregation import DailyAggregate, list_daily
-from svc_infra.billing.first_use import ready
-from svc_infra.billing.usage_limits import UsageLimits
 from svc_infra.canonical import canonical_decimal, canonical_instant
 
 MAX_BATCH = 1_000
-_STREAM_CHUNK = 1_000
-_MAX_LINE_BYTES = 512 * 1024
-_MOST_ERRORS = 100
 
 
 class UsageAccepted(BaseModel):
@@ -100,15 +95,26 @@ def usage_router() -> APIRouter:
 
 
 async def record_usage(
-    usage: UsageIn, principal: Writer, session: UnitSession, clock: AppClock, limits: Limits
+    usage: UsageIn,
+    principal: Writer,
+    session: KeyedSession,
+    gatherer: Gatherer,
+    sessions: Sessions,
+    clock: AppClock,
+    limits: Limits,
 ) -> UsageAccepted:
     """Record a usage event; the answer is sent after the commit.
 
     The same ``idempotency_key`` with the same payload answers with the first event's id, with another
-    payload 409. Without ``at`` it happened now, and a repetition without ``at`` is the same event.
+    payload 409. Without ``at`` it happened now, and a repetition without ``at`` is the same event. What comes
+    at once may share a transaction.
     """
-    event_id = await session.run_sync(take_one, usage, principal.tenant_id, now=clock.now(), limits=limits)
-    return UsageAccepted(id=event_id)
+    if session is None:
+        return UsageAccepted(id=await gatherer.record(usage, principal.tenant_id, sessions))
+    now = clock.now()
+    event = event_of(usage, principal.tenant_id, now)
+    [recorded] = await session.run_sync(record_read, [(usage, event)], now=now, limits=limits)
+    return UsageAccepted(id=id_of(recorded))
 
 
 async def record_batch(
@@ -122,8 +128,18 @@ async def record_batch(
 
     An event that is invalid or whose key has another payload is not recorded; the others are.
     """
-    intake = await session.run_sync(take_all, events, principal.tenant_id, now=clock.now(), limits=limits)
-    return UsageBatchResult(**intake.counts, results=intake.results)
+    intake, now = Intake(), clock.now()
+    for place, value in enumerate(events):
+        intake.add(place, partial(UsageIn.model_validate, value), principal.tenant_id, now)
+    recorded = await session.run_sync(record_read, intake.read, now=now, limits=limits)
+    intake.refuse(recorded)
+    taken = [
+        UsageResult(index=place, outcome=each.outcome, id=each.id)
+        for place, each in zip(intake.places, recorded, strict=True)
+        if each.outcome in ("inserted", "duplicate")
+    ]
+    results = sorted([*taken, *intake.refused], key=lambda result: result.index)
+    return UsageBatchResult(**count(intake, recorded), results=results)
 
 
 async def record_stream(
@@ -133,21 +149,8 @@ async def record_stream(
 
     When it breaks off, send it again from the start: what was recorded is a duplicate then.
     """
-    total, errors, lines = Intake.empty(), list[UsageResult](), 0
-    async for chunk in _chunks(request):
-        async with sessions.begin() as session:
-            intake = await session.run_sync(
-                _take_ready, chunk, principal.tenant_id, now=clock.now(), limits=limits
-            )
-        total.add(intake)
-        refused = [
-            result.model_copy(update={"index": lines + result.index})
-            for result in intake.results
-            if result.detail is not None
-        ]
-        errors += refused[: _MOST_ERRORS - len(errors)]
-        lines += len(chunk)
-    return UsageStreamResult(lines=lines, **total.counts, errors=errors)
+    stream = UsageStream(principal.tenant_id, sessions, clock, limits)
+    return UsageStreamResult(**(await stream.record(request.stream())))
 
 
 async def list_usage(
@@ -176,39 +179,6 @@ def _total(day: DailyAggregate) -> UsageTotal:
         metric=day.metric,
         total=canonical_decimal(day.total),
     )
-
-
-def _take_ready(
-    session: Session, events: list[Any], tenant_id: str, *, now: datetime, limits: UsageLimits
-) -> Intake:
-    ready(session)
-    return take_all(session, events, tenant_id, now=now, limits=limits)
-
-
-async def _chunks(request: Request) -> AsyncIterator[list[Any]]:
-    """Yield the stream's events, as JSON values, a thousand at a time; what is no JSON is no event."""
-    pending, chunk = b"", list[Any]()
-    async for piece in request.stream():
-        *complete, pending = (pending + piece).split(b"\n")
-        if len(pending) > _MAX_LINE_BYTES:
-            raise Refusal(TOO_LARGE, f"A line has at most {_MAX_LINE_BYTES:,} bytes.")
-        for line in complete:
-            if line.strip():
-                chunk.append(_json(line))
-            if len(chunk) == _STREAM_CHUNK:
-                yield chunk
-                chunk = []
-    if pending.strip():
-        chunk.append(_json(pending))
-    if chunk:
-        yield chunk
-
-
-def _json(line: bytes) -> Any:
-    try:
-        return parse_body(line)
-    except ValueError:
-        return None  # which is no event either
 
 
 _NDJSON: dict[str, Any] = {

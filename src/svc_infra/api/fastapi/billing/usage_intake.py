@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
 from pydantic import (
     AwareDatetime,
@@ -18,6 +20,7 @@ from pydantic import (
     WithJsonSchema,
 )
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.models import KEY_LENGTH, METRIC_LENGTH, UsageEvent
@@ -92,34 +95,68 @@ class UsageResult(BaseModel):
     detail: str | None = None
 
 
+class Transactions(Protocol):
+    """Where a tenant's transactions come from: a factory of sessions, or one that holds it to its rows."""
+
+    def begin(self) -> AbstractAsyncContextManager[AsyncSession]:
+        """Open a session whose transaction is committed at the end."""
+
+
+Read: TypeAlias = tuple[UsageIn, NewUsage]
+
+
 @dataclass
 class Intake:
-    """Results in order, and their counts."""
+    """Events as they were read: those that can be recorded, with their places, and why the others cannot."""
 
-    results: list[UsageResult]
-    counts: dict[str, int]
+    places: list[int] = field(default_factory=list)
+    read: list[Read] = field(default_factory=list)
+    refused: list[UsageResult] = field(default_factory=list)
 
-    @classmethod
-    def empty(cls) -> Intake:
-        """Return one of nothing."""
-        return cls([], {"inserted": 0, "duplicate": 0, "conflict": 0, "invalid": 0})
+    def add(self, place: int, parse: Callable[[], UsageIn], tenant_id: str, now: datetime) -> None:
+        """Read the event at ``place``."""
+        try:
+            usage = parse()
+            event = event_of(usage, tenant_id, now)
+        except ValidationError as error:
+            self.refused.append(UsageResult(index=place, outcome="invalid", detail=_why(error)))
+        except InvalidUsage as error:
+            self.refused.append(UsageResult(index=place, outcome="invalid", detail=str(error)))
+        else:
+            self.places.append(place)
+            self.read.append((usage, event))
 
-    def add(self, other: Intake) -> None:
-        """Add the counts of another; its results are left to it."""
-        for outcome, count in other.counts.items():
-            self.counts[outcome] += count
+    def refuse(self, recorded: Sequence[RecordedUsage]) -> None:
+        """Note which of the events that were read were not recorded after all."""
+        for place, each in zip(self.places, recorded, strict=True):
+            if each.outcome == "rejected":  # kept among the rejections, and there is no event of this id
+                self.refused.append(UsageResult(index=place, outcome="invalid", detail=each.reason))
+            elif each.outcome == "conflict":
+                self.refused.append(
+                    UsageResult(index=place, outcome="conflict", id=each.id, detail=_CONFLICT)
+                )
+        self.refused.sort(key=lambda result: result.index)
 
 
-def take_one(
-    session: Session, usage: UsageIn, tenant_id: str, *, now: datetime, limits: UsageLimits = NO_LIMITS
-) -> str:
-    """Record one event and return the id of the event that its key was first used for.
+def count(intake: Intake, recorded: Sequence[RecordedUsage]) -> dict[str, int]:
+    """How many events became what, after ``intake.refuse(recorded)``."""
+    outcomes = Counter(each.outcome for each in recorded)
+    invalid = sum(result.outcome == "invalid" for result in intake.refused)
+    return {
+        "inserted": outcomes["inserted"],
+        "duplicate": outcomes["duplicate"],
+        "conflict": outcomes["conflict"],
+        "invalid": invalid,
+    }
+
+
+def id_of(recorded: RecordedUsage) -> str:
+    """The id of the event that a key was first used for.
 
     Raises:
-        InvalidUsage: it cannot be stored.
+        InvalidUsage: it was refused.
         IdempotencyConflict: its key was used for another payload.
     """
-    [recorded] = _record(session, [(usage, _event(usage, tenant_id, now))], now=now, limits=limits)
     if recorded.outcome == "conflict":
         raise IdempotencyConflict(_CONFLICT)
     if recorded.outcome == "rejected":
@@ -127,49 +164,17 @@ def take_one(
     return recorded.id
 
 
-def take_all(
-    session: Session,
-    events: Sequence[Any],
-    tenant_id: str,
-    *,
-    now: datetime,
-    limits: UsageLimits = NO_LIMITS,
-) -> Intake:
-    """Record those of ``events`` (JSON values) that can be, and say what became of each."""
-    intake, read = Intake.empty(), list[tuple[UsageIn, NewUsage]]()
-    places: list[int] = []
-    for index, value in enumerate(events):
-        try:
-            usage = UsageIn.model_validate(value)
-            read.append((usage, _event(usage, tenant_id, now)))
-            places.append(index)
-        except ValidationError as error:
-            intake.results.append(UsageResult(index=index, outcome="invalid", detail=_why(error)))
-        except InvalidUsage as error:
-            intake.results.append(UsageResult(index=index, outcome="invalid", detail=str(error)))
-    for index, recorded in zip(places, _record(session, read, now=now, limits=limits), strict=True):
-        if recorded.outcome == "rejected":  # kept among the rejections, and there is no event of this id
-            intake.results.append(UsageResult(index=index, outcome="invalid", detail=recorded.reason))
-            continue
-        detail = _CONFLICT if recorded.outcome == "conflict" else None
-        intake.results.append(
-            UsageResult(index=index, outcome=recorded.outcome, id=recorded.id, detail=detail)
-        )
-    intake.results.sort(key=lambda result: result.index)
-    for result in intake.results:
-        intake.counts[result.outcome] += 1
-    return intake
-
-
-def _event(usage: UsageIn, tenant_id: str, now: datetime) -> NewUsage:
+def event_of(usage: UsageIn, tenant_id: str, now: datetime) -> NewUsage:
+    """The event that is to be recorded; InvalidUsage if it cannot be stored."""
     return NewUsage(
         tenant_id, usage.metric, usage.amount, usage.at or now, usage.idempotency_key, usage.metadata
     )
 
 
-def _record(
-    session: Session, read: Sequence[tuple[UsageIn, NewUsage]], *, now: datetime, limits: UsageLimits
+def record_read(
+    session: Session, read: Sequence[Read], *, now: datetime, limits: UsageLimits = NO_LIMITS
 ) -> list[RecordedUsage]:
+    """Record events and say, in their order, what became of each."""
     recorded = record_many(session, [event for _, event in read], now=now, limits=limits)
     for index, (usage, event) in enumerate(read):
         if usage.at is None and recorded[index].outcome == "conflict":
