@@ -88,10 +88,10 @@ def run_async(main: Coroutine[Any, Any, T], *, is_worker: bool = False) -> T:
 
 
 def collect_garbage_rarely() -> None:
-    """Tune the process for batches, which make many short-lived objects and hardly a cycle.
+    """Let Python look for garbage in cycles less often, as every command does.
 
-    Looking at all of them every 700 objects, as Python does by default, costs a tenth of the time and finds
-    nothing.
+    Batches make many short-lived objects and hardly a cycle: looking at all of them every 700 objects, as
+    Python does by default, costs a tenth of the time and finds nothing.
     """
     gc.freeze()
     gc.set_threshold(*_GARBAGE_THRESHOLDS)

@@ -158,11 +158,12 @@ class Worker:
     async def _claim(self) -> bool:
         """Claim for every lane that has room, and start what was claimed; True if anything was."""
         await self._settle_unfinished()
-        is_idle = not any(lane.is_busy for lane in self._lanes)
+        found, is_idle = False, not any(lane.is_busy for lane in self._lanes)
         # Limited kinds may have to take turns although nothing is in hand.
         if is_idle and len(self._lanes) > 1 and not self._handlers.has_limits:
-            return await self._claim_for_all()
-        found = False
+            found = await self._claim_for_all()
+            if not found:
+                return False
         for lane in self._lanes:
             found = await self._claim_in_turn(lane) or found
             if room := lane.room():
