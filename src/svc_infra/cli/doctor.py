@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,7 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from svc_infra.billing.money import normalize_currency
 from svc_infra.canonical import canonical_instant
+from svc_infra.cli.check import FAILED, OK, SKIPPED, WARNING, Check, first_line
 from svc_infra.cli.context import echo_json, engine_of, json_option, run_async, settings_options
+from svc_infra.cli.database_checks import database_checks
 from svc_infra.cli.table import print_table
 from svc_infra.clock import SystemClock
 from svc_infra.config import Settings
@@ -38,18 +40,8 @@ from svc_infra.webhooks.endpoint_rules import key_ring
 from svc_infra.webhooks.endpoints import Endpoint, list_endpoints
 from svc_infra.webhooks.guard import PublicAddresses
 
-OK, FAILED, SKIPPED, WARNING = "ok", "failed", "skipped", "warning"
 MAX_CLOCK_SKEW_SECONDS = 5.0
 _DIAL_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One check: what came out, and for a failed one what to do."""
-
-    name: str
-    outcome: str
-    detail: str
 
 
 @click.command()
@@ -57,7 +49,7 @@ class Check:
 @json_option
 @settings_options
 def doctor(settings: Settings, with_endpoints: bool, as_json: bool) -> None:
-    """Check what a worker needs: settings, database, schema, clock, schedules and, if wanted, endpoints.
+    """Check what a worker needs, from settings and database to schedules and, if wanted, endpoints.
 
     Changes nothing. Exit 1 if a check failed.
     """
@@ -76,6 +68,7 @@ async def _examine(settings: Settings, with_endpoints: bool) -> list[Check]:
         checks = [_settings(settings), await _database(engine)]
         if checks[-1].outcome == OK:
             checks += [await _migrations(engine), await _clock(engine)]
+            checks += [check async for check in database_checks(engine, settings)]
         else:
             checks += [
                 Check(name, SKIPPED, "the database does not answer") for name in ("migrations", "clock")
@@ -109,7 +102,7 @@ async def _database(engine: AsyncEngine) -> Check:
             version = ".".join(map(str, connection.dialect.server_version_info or ()))
     except DATABASE_ERRORS as error:
         advice = "check the address, the user and that the server runs"
-        return Check("database", FAILED, f"{shown} does not answer: {_first_line(error)}; {advice}")
+        return Check("database", FAILED, f"{shown} does not answer: {first_line(error)}; {advice}")
     return Check("database", OK, f"{shown} answers, version {version}")
 
 
@@ -193,9 +186,5 @@ async def _reach(endpoint: Endpoint, dialer: Dialer) -> Check:
             stream = await dialer.connect_tcp(parts.hostname or "", port, timeout=_DIAL_SECONDS)
             await stream.aclose()
     except (AddressRefused, httpcore.NetworkError, httpcore.TimeoutException, TimeoutError) as error:
-        return Check(name, FAILED, f"cannot connect: {_first_line(error)}; check the URL, or disable it")
+        return Check(name, FAILED, f"cannot connect: {first_line(error)}; check the URL, or disable it")
     return Check(name, OK, "a connection can be made")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
