@@ -124,7 +124,8 @@ def _lease_longest_due(dialect: str) -> Update:
     candidates = (
         select(_DELIVERIES.c.id)
         .where(
-            _DELIVERIES.c.id.in_(select(ranked.c.id).where(ranked.c.rank <= ranked.c.allowed)),
+            # Looked up one by one: a plan that was made while the table was small would read all of it.
+            is_among(_DELIVERIES.c.id, select(ranked.c.id).where(ranked.c.rank <= ranked.c.allowed)),
             in_state(_DELIVERIES, DeliveryState.PENDING.value),
         )
         .order_by(_DELIVERIES.c.run_at, _DELIVERIES.c.id)
