@@ -69,7 +69,7 @@ def lease_due(
         found = _look(session, dialect, round_, now, allowance, left)[: max(limit // 2, 1)]
         if found:
             chosen = _CHOSEN.parameters(dialect, [(id_,) for id_ in found])
-            rows += session.execute(_lease_chosen(dialect), {**chosen, **lease, "limit": limit})
+            rows += session.execute(_lease_chosen(dialect), {**chosen, **lease})
         for endpoint_id, count in Counter(row.endpoint_id for row in rows).items():
             left[endpoint_id] = left.get(endpoint_id, allowance) - count
     limit -= len(rows)
@@ -117,35 +117,33 @@ def _lease_longest_due(dialect: str) -> Update:
     allowed = func.coalesce(allowances.c.allowance, bindparam("allowance", type_=Integer))
     rank = func.row_number().over(partition_by=oldest.c.endpoint_id, order_by=(oldest.c.run_at, oldest.c.id))
     ranked = (
-        select(oldest.c.id, allowed.label("allowed"), rank.label("rank"))
+        select(oldest.c.id, oldest.c.run_at, allowed.label("allowed"), rank.label("rank"))
         .select_from(oldest.outerjoin(allowances, allowances.c.endpoint_id == oldest.c.endpoint_id))
         .cte("ranked")
     )
-    candidates = (
-        select(_DELIVERIES.c.id)
-        .where(
-            # Looked up one by one: a plan that was made while the table was small would read all of it.
-            is_among(_DELIVERIES.c.id, select(ranked.c.id).where(ranked.c.rank <= ranked.c.allowed)),
-            in_state(_DELIVERIES, DeliveryState.PENDING.value),
-        )
-        .order_by(_DELIVERIES.c.run_at, _DELIVERIES.c.id)
+    chosen = (
+        select(ranked.c.id)
+        .where(ranked.c.rank <= ranked.c.allowed)
+        .order_by(ranked.c.run_at, ranked.c.id)
         .limit(bindparam("limit", type_=Integer))
     )
-    return claim_statement(_DELIVERIES, candidates, running=DeliveryState.SENDING.value)
+    return _lease(chosen)
 
 
 @cache
 def _lease_chosen(dialect: str) -> Update:
     chosen = _CHOSEN.table(dialect)
-    candidates = (
-        select(_DELIVERIES.c.id)
-        .where(
-            is_among(_DELIVERIES.c.id, select(chosen.c.id)),
-            in_state(_DELIVERIES, DeliveryState.PENDING.value),
-        )
-        .order_by(_DELIVERIES.c.run_at, _DELIVERIES.c.id)
-        .limit(bindparam("limit", type_=Integer))
-    )
+    return _lease(select(chosen.c.id))
+
+
+def _lease(chosen: Select[Any]) -> Update:
+    """Lease those of a few ids that are pending still.
+
+    Each is looked up by its id. That it is pending is said in a way that offers no index: a plan that the
+    server made while the table was small would go through all that waits.
+    """
+    is_pending = _DELIVERIES.c.state.concat("") == DeliveryState.PENDING.value
+    candidates = select(_DELIVERIES.c.id).where(is_among(_DELIVERIES.c.id, chosen), is_pending)
     return claim_statement(_DELIVERIES, candidates, running=DeliveryState.SENDING.value)
 
 
@@ -164,10 +162,14 @@ def _heads(dialect: str) -> Select[Any]:
         )
     )
     due = _DELIVERIES.alias("due")
+    # A range and an order that only the index of endpoints has. With an equality PostgreSQL would go through
+    # everybody's in the order of time where most of what waits is of one endpoint.
     head = (
         select(due.c.id)
-        .where(*_is_due(due), due.c.endpoint_id == lines.c.endpoint_id)
-        .order_by(due.c.run_at, due.c.id)
+        .where(
+            *_is_due(due), due.c.endpoint_id >= lines.c.endpoint_id, due.c.endpoint_id <= lines.c.endpoint_id
+        )
+        .order_by(due.c.endpoint_id, due.c.run_at, due.c.id)
         .limit(bindparam("heads", type_=Integer))
         .correlate(lines)
     )
@@ -183,7 +185,7 @@ def _next_endpoint(after: ColumnElement[Any]) -> ColumnElement[Any]:
     return (
         select(following.c.endpoint_id)
         .where(in_state(following, DeliveryState.PENDING.value), following.c.endpoint_id > after)
-        .order_by(following.c.endpoint_id)
+        .order_by(following.c.endpoint_id, following.c.run_at)  # which the index with all states has not
         .limit(1)
         .scalar_subquery()
     )
