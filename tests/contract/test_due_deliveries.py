@@ -99,7 +99,8 @@ async def test_neither_way_reads_the_whole_table(shop: Shop, engine: AsyncEngine
     await shop.relay(*[f"a.n{number % 5}" for number in range(3_000)])
     async with shop.factory.begin() as session:
         await session.execute(text("UPDATE webhook_deliveries SET state = 'delivered'"))
-    await shop.relay(*[f"a.n{number % 5}" for number in range(100)])
+    # Nearly all that waits is one endpoint's, which the planner knows.
+    await shop.relay(*["a.n0"] * 2_000, *[f"a.n{number % 5}" for number in range(20)])
     async with shop.factory.begin() as session:
         await session.execute(text("ANALYZE"))
     plans: list[str] = []
@@ -119,4 +120,6 @@ async def test_neither_way_reads_the_whole_table(shop: Shop, engine: AsyncEngine
         assert "Seq Scan on webhook_deliveries" not in plan, plan
         assert "SCAN webhook_deliveries" not in plan.replace("SCAN webhook_deliveries USING", ""), plan
     assert "ix_webhook_deliveries_of_endpoint" in plans[0]
+    assert "ix_webhook_deliveries_pending" not in plans[0]
+    assert "ix_webhook_deliveries_endpoint_id" not in plans[0]
     assert "ix_webhook_deliveries_pending" in plans[2]
