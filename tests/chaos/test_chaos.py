@@ -9,7 +9,6 @@ import pytest
 from tests.chaos.run import Chaos, Plan
 from tests.chaos.servers import can_replicate
 
-
 # Whether a worker that was paused has something to write when it wakes is a matter of luck: three tries.
 SEEDS = (7, 8, 9)
 
