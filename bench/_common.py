@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
 from svc_infra.db.session import sqlite_journal_mode
+from svc_infra.logs import configure_logging
 from svc_infra.testing.postgres import PostgresServer
 
 Slug = str
@@ -75,6 +76,25 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="end within two minutes; leave out long rows")
     parser.add_argument("--runs", type=int, default=None, help="runs of each measure (the median counts)")
     return parser
+
+
+def run_groups(
+    groups: dict[str, Callable[[Bench], list[Measure]]], description: str, kinds: tuple[str, ...] = KINDS
+) -> None:
+    """Run the groups that ``--only`` names, all by default, and report them."""
+    parser = arguments(description)
+    parser.add_argument("--only", default=",".join(groups), help=f"groups, of {', '.join(groups)}")
+    options = parser.parse_args()
+    configure_logging("warning")
+    measures = []
+    with databases(kinds) as fresh:
+        bench = Bench(fresh, options.quick, options.runs or (1 if options.quick else 5))
+        for name in options.only.split(","):
+            found = groups[name](bench)
+            for measure in found:  # said at once, so that a run that is ended early has told something
+                note(f"{measure.measure}: {measure.ours} {measure.unit}, others {measure.others}")
+            measures += found
+    report(measures, as_json=options.json)
 
 
 def report(measures: list[Measure], *, as_json: bool) -> None:

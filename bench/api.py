@@ -22,11 +22,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from _common import WORKER, Bench, Measure, arguments, check_equal, databases, note, report
+from _common import WORKER, Bench, Measure, check_equal, note, run_groups
 from sqlalchemy import text
 
 from svc_infra.db.session import make_engine
-from svc_infra.logs import configure_logging
 
 HERE = Path(__file__).parent
 PEER = HERE.parent / ".bench-venv" / "bin" / "python"
@@ -248,19 +247,7 @@ async def _count(url: str, table: str = "usage_events") -> int:
 
 
 def main() -> None:
-    parser = arguments("the HTTP API: usage and quotas")
-    parser.add_argument("--only", default=",".join(GROUPS), help=f"groups, of {', '.join(GROUPS)}")
-    options = parser.parse_args()
-    configure_logging("warning")
-    measures = []
-    with databases(("postgresql",)) as fresh:
-        bench = Bench(fresh, options.quick, options.runs or (1 if options.quick else 5))
-        for name in options.only.split(","):
-            found = GROUPS[name](bench)
-            for measure in found:  # said at once, so that a run that is ended early has told something
-                note(f"{measure.measure}: {measure.ours} {measure.unit}, others {measure.others}")
-            measures += found
-    report(measures, as_json=options.json)
+    run_groups(GROUPS, "the HTTP API: usage and quotas", ("postgresql",))
 
 
 if __name__ == "__main__":

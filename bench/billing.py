@@ -14,10 +14,9 @@ from collections.abc import Callable
 import _billing_invoices
 import _billing_quota
 import _billing_usage
-from _common import Bench, Measure, arguments, databases, note, report
+from _common import Bench, Measure, run_groups
 
 from svc_infra.cli.context import collect_garbage_rarely
-from svc_infra.logs import configure_logging
 
 GROUPS: dict[str, Callable[[Bench], list[Measure]]] = {
     "record": _billing_usage.record,
@@ -32,20 +31,8 @@ GROUPS: dict[str, Callable[[Bench], list[Measure]]] = {
 
 
 def main() -> None:
-    parser = arguments("billing: usage, invoices, rating, quotas")
-    parser.add_argument("--only", default=",".join(GROUPS), help=f"groups, of {', '.join(GROUPS)}")
-    options = parser.parse_args()
-    configure_logging("warning")
     collect_garbage_rarely()  # as the worker does
-    measures = []
-    with databases() as fresh:
-        bench = Bench(fresh, options.quick, options.runs or (1 if options.quick else 5))
-        for name in options.only.split(","):
-            found = GROUPS[name](bench)
-            for measure in found:  # said at once, so that a run that is ended early has told something
-                note(f"{measure.measure}: {measure.ours} {measure.unit}, others {measure.others}")
-            measures += found
-    report(measures, as_json=options.json)
+    run_groups(GROUPS, "billing: usage, invoices, rating, quotas")
 
 
 if __name__ == "__main__":
