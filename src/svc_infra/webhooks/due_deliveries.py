@@ -91,8 +91,8 @@ def _look(
     bounds = {"after": round_.endpoint_id, "endpoints": _ENDPOINTS_PER_LOOK, "heads": allowance, "now": now}
     rows = session.execute(_heads(dialect), bounds).all()
     last = max(rows, key=lambda row: row.place, default=None)
-    is_at_the_end = last is None or last.place < _ENDPOINTS_PER_LOOK
-    round_.endpoint_id = "" if is_at_the_end or last is None else last.endpoint_id
+    is_to_go_on = last is not None and last.place == _ENDPOINTS_PER_LOOK
+    round_.endpoint_id = last.endpoint_id if last and is_to_go_on else ""
     taken: Counter[str] = Counter()
     found = []
     for row in sorted((row for row in rows if row.id is not None), key=lambda row: (row.run_at, row.id)):
