@@ -23,8 +23,9 @@ from svc_infra.billing.aggregation import consume_marks_of
 from svc_infra.billing.cycles import parse_cycle
 from svc_infra.billing.invoice_draft import Draft, execute
 from svc_infra.billing.invoice_lines import ADJUSTMENT, FIXED, TRUE_UP, USAGE, Line, LinePlan
-from svc_infra.billing.invoice_models import Invoice, InvoiceLine, PendingLine
+from svc_infra.billing.invoice_models import InvoiceLine, PendingLine
 from svc_infra.billing.invoice_rating import plan, rate_drafts
+from svc_infra.billing.invoices import adjustments_of
 from svc_infra.billing.money import MONEY_CONTEXT
 from svc_infra.billing.periods import Period, month_bounds
 from svc_infra.billing.price_list import PlanPrice
@@ -156,26 +157,21 @@ def _add_billed(each: _Issued, line: InvoiceLine | PendingLine, price_key: str) 
 
 def _lines_of(session: Session, issued: Sequence[_Issued]) -> list[Any]:
     """The lines of these invoices that bill a price, and every adjustment of them, billed or pending."""
-    ids = [each.draft.invoice_id for each in issued]
+    ids = [each.draft.invoice_id or "" for each in issued]
     tenant_ids = sorted({each.draft.tenant_id for each in issued})
     own = select(InvoiceLine).where(
         InvoiceLine.tenant_id.in_(tenant_ids),
         InvoiceLine.invoice_id.in_(ids),
         InvoiceLine.kind.in_([FIXED, USAGE, TRUE_UP]),
     )
-    adjusting = (
-        select(InvoiceLine)
-        .join(Invoice, (Invoice.tenant_id == InvoiceLine.tenant_id) & (Invoice.id == InvoiceLine.invoice_id))
-        .where(
-            InvoiceLine.tenant_id.in_(tenant_ids),
-            InvoiceLine.adjusts_invoice_id.in_(ids),
-            Invoice.status != "void",
-        )
-    )
     waiting = select(PendingLine).where(
         PendingLine.tenant_id.in_(tenant_ids), PendingLine.adjusts_invoice_id.in_(ids)
     )
-    return [*session.scalars(own), *session.scalars(adjusting), *session.scalars(waiting)]
+    return [
+        *session.scalars(own),
+        *session.scalars(adjustments_of(tenant_ids, ids)),
+        *session.scalars(waiting),
+    ]
 
 
 def _differences(each: _Issued, now: datetime) -> list[PendingLine]:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from svc_infra.billing.first_use import ready
 from svc_infra.billing.invoice_lines import ADJUSTMENT, CREDIT
 from svc_infra.billing.invoice_models import Invoice, InvoiceLine, PendingLine
-from svc_infra.billing.invoices import get_invoice
+from svc_infra.billing.invoices import adjustments_of, get_invoice
 from svc_infra.billing.tenant_lock import lock_tenants
 from svc_infra.db.base import new_id
 from svc_infra.exceptions import InvalidStatus
@@ -105,15 +105,7 @@ def _take_back_adjustments(session: Session, invoice: Invoice, now: datetime) ->
         PendingLine.tenant_id == invoice.tenant_id, PendingLine.adjusts_invoice_id == invoice.id
     )
     session.execute(waits.execution_options(synchronize_session=False))
-    billed = (
-        select(InvoiceLine)
-        .join(Invoice, (Invoice.tenant_id == InvoiceLine.tenant_id) & (Invoice.id == InvoiceLine.invoice_id))
-        .where(
-            InvoiceLine.tenant_id == invoice.tenant_id,
-            InvoiceLine.adjusts_invoice_id == invoice.id,
-            Invoice.status != "void",
-        )
-    )
+    billed = adjustments_of([invoice.tenant_id], [invoice.id])
     session.add_all([_waiting(line, invoice, -1, now) for line in session.scalars(billed)])
     session.flush()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import Select, select, tuple_
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.models import Invoice, InvoiceLine, PendingLine
@@ -42,6 +42,20 @@ def get_invoice(session: Session, tenant_id: str, invoice_id: str) -> Invoice:
             f"tenant {tenant_id!r} has no invoice {invoice_id!r}; list its invoices to find the id"
         )
     return invoice
+
+
+def adjustments_of(tenant_ids: Sequence[str], invoice_ids: Sequence[str]) -> Select[InvoiceLine]:
+    """Select the lines by which invoices that count adjust these invoices."""
+    is_of = (Invoice.tenant_id == InvoiceLine.tenant_id) & (Invoice.id == InvoiceLine.invoice_id)
+    return (
+        select(InvoiceLine)
+        .join(Invoice, is_of)
+        .where(
+            InvoiceLine.tenant_id.in_(tenant_ids),
+            InvoiceLine.adjusts_invoice_id.in_(invoice_ids),
+            Invoice.status != "void",
+        )
+    )
 
 
 def list_invoices(
