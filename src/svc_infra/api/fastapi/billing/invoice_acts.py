@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from svc_infra.api.fastapi.billing.access import AppClock, PathId, Writer, record
 from svc_infra.api.fastapi.billing.fields import Reason
 from svc_infra.api.fastapi.billing.invoice_bodies import InvoiceBody
 from svc_infra.api.fastapi.billing.invoices import ETAG_HEADER, invoice_etag
-from svc_infra.api.fastapi.dependencies import get_has_provider
+from svc_infra.api.fastapi.dependencies import Principal, get_has_provider
 from svc_infra.api.fastapi.etags import IfMatch, require_match
 from svc_infra.api.fastapi.route import refusals
 from svc_infra.api.fastapi.unit_of_work import UnitOfWorkRoute, UnitSession
@@ -24,6 +25,7 @@ from svc_infra.billing.invoicing import finalize_invoices
 from svc_infra.billing.models import Invoice
 from svc_infra.billing.provider import enqueue_sync
 from svc_infra.billing.tenant_lock import lock_tenants
+from svc_infra.clock import Clock
 
 ACT_REFUSALS = refusals(
     _404="The tenant has no such invoice.",
@@ -98,15 +100,9 @@ async def pay(
     if_match: IfMatch = None,
 ) -> InvoiceBody:
     """Note that an issued invoice was paid."""
-    now = clock.now()
-
-    def act(sync_session: Session) -> Invoice:
-        lock_invoice(sync_session, principal.tenant_id, invoice_id, if_match, now=now)
-        invoice = mark_paid(sync_session, principal.tenant_id, invoice_id, now=now)
-        record(sync_session, principal, "mark_invoice_paid", invoice_id, now=now)
-        return invoice
-
-    return _answer(await session.run_sync(act), response)
+    return await _act(
+        "mark_invoice_paid", mark_paid, invoice_id, principal, session, clock, response, if_match
+    )
 
 
 async def give_up(
@@ -119,15 +115,17 @@ async def give_up(
     if_match: IfMatch = None,
 ) -> InvoiceBody:
     """Give up on an issued invoice; it can still be paid or voided."""
-    now, reason = clock.now(), why.reason
-
-    def act(sync_session: Session) -> Invoice:
-        lock_invoice(sync_session, principal.tenant_id, invoice_id, if_match, now=now)
-        invoice = mark_uncollectible(sync_session, principal.tenant_id, invoice_id, reason=reason, now=now)
-        record(sync_session, principal, "mark_invoice_uncollectible", invoice_id, now=now, reason=reason)
-        return invoice
-
-    return _answer(await session.run_sync(act), response)
+    return await _act(
+        "mark_invoice_uncollectible",
+        mark_uncollectible,
+        invoice_id,
+        principal,
+        session,
+        clock,
+        response,
+        if_match,
+        reason=why.reason,
+    )
 
 
 async def void(
@@ -140,12 +138,37 @@ async def void(
     if_match: IfMatch = None,
 ) -> InvoiceBody:
     """Take an issued invoice back; its number stays used, and its period can be invoiced again."""
-    now, reason = clock.now(), why.reason
+    return await _act(
+        "void_invoice",
+        void_invoice,
+        invoice_id,
+        principal,
+        session,
+        clock,
+        response,
+        if_match,
+        reason=why.reason,
+    )
+
+
+async def _act(
+    name: str,
+    move: Callable[..., Invoice],
+    invoice_id: str,
+    principal: Principal,
+    session: AsyncSession,
+    clock: Clock,
+    response: Response,
+    if_match: IfMatch,
+    **why: str,
+) -> InvoiceBody:
+    """Move an invoice on from the state that the caller means, and record who did it."""
+    now = clock.now()
 
     def act(sync_session: Session) -> Invoice:
         lock_invoice(sync_session, principal.tenant_id, invoice_id, if_match, now=now)
-        invoice = void_invoice(sync_session, principal.tenant_id, invoice_id, reason=reason, now=now)
-        record(sync_session, principal, "void_invoice", invoice_id, now=now, reason=reason)
+        invoice = move(sync_session, principal.tenant_id, invoice_id, now=now, **why)
+        record(sync_session, principal, name, invoice_id, now=now, **why)
         return invoice
 
     return _answer(await session.run_sync(act), response)
