@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from datetime import timedelta
+from time import process_time
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from svc_infra.exceptions import NotInTransaction
 from svc_infra.jobs import InMemoryJobQueue, JobRequest, JobState, SqlJobQueue
 from svc_infra.jobs.rows import complete_jobs
 from svc_infra.jobs.statements import ClaimFilters, claim_by
-from tests.contract.queue_contract import EXPIRED, NOW, QueueContract, Sessions, clock, state_of
+from tests.contract.queue_contract import EXPIRED, NOW, QueueContract, Sessions, clock, ended, state_of
 
 __all__ = ["clock"]  # a fixture of the contract
 
@@ -37,6 +38,20 @@ class TestMemoryQueue(QueueContract):
         assert [stored.job for stored in queue.jobs] == [job]
         assert await queue.claim(1) == []
         assert [claimed.id for claimed in await queue.claim(1, now=NOW + timedelta(seconds=5))] == [job.id]
+
+    async def test_draining_the_memory_queue_takes_time_in_proportion(self) -> None:
+        """A walk over all jobs for each would cost 64 times as much for 8 times the jobs."""
+        few, many = [min([await self._drained(count) for _ in range(3)]) for count in (500, 4_000)]
+        assert many < 24 * few
+
+    async def _drained(self, count: int) -> float:
+        queue = InMemoryJobQueue(clock=FixedClock(NOW))
+        for _ in range(count):
+            queue.enqueue("n")
+        began = process_time()
+        while claimed := await queue.claim(1):
+            await queue.finish([ended(claimed[0])])
+        return process_time() - began
 
 
 class TestSqlQueue(QueueContract):

@@ -48,9 +48,11 @@ async def _catalog(session_factory: Sessions) -> None:
         await session.run_sync(apply_catalog, parse_catalog(CATALOG), now=JANUARY)
 
 
-async def on(session_factory: Sessions, *plans: str, ended_at: datetime | None = None) -> None:
+async def on(
+    session_factory: Sessions, *plans: str, since: datetime = JANUARY, ended_at: datetime | None = None
+) -> None:
     async with session_factory() as session, session.begin():
-        wanted = [NewSubscription("t1", plan, JANUARY, ended_at) for plan in plans]
+        wanted = [NewSubscription("t1", plan, since, ended_at) for plan in plans]
         await session.run_sync(subscribe_many, wanted, now=JANUARY)
 
 
@@ -128,6 +130,14 @@ async def test_limits_of_several_active_plans_add_up(session_factory: Sessions) 
     found = await quota(session_factory)
     assert found is not None
     assert found.limit == 7
+
+
+async def test_a_plan_that_begins_later_changes_no_limit_of_today(session_factory: Sessions) -> None:
+    await on(session_factory, "small")
+    await on(session_factory, "extra", since=JANUARY.replace(day=16))
+    found = await quota(session_factory)
+    assert found is not None
+    assert found.limit == 2
 
 
 async def test_a_request_takes_one_and_is_refused_where_that_exceeds_the_limit(
