@@ -40,6 +40,7 @@ from svc_infra.db.base import TENANT_ID_LENGTH, Base, IdText, UtcDateTime
 from svc_infra.db.commit_notice import announce
 from svc_infra.db.rowset import Rowset
 from svc_infra.exceptions import NotInTransaction
+from svc_infra.tracing import current_trace
 
 # From so many messages on, one bulk insert is worth a round trip of its own (30 us a row are saved).
 _BULK_ROWS = 20
@@ -52,7 +53,7 @@ _LISTENING = "svc_infra.outbox"
 _IS_PENDING = text("state = 'pending'")
 _HAS_DIGEST = text("idempotency_digest IS NOT NULL")
 
-_TEXTS = ("id", "topic", "tenant_id", "key", "idempotency_digest")
+_TEXTS = ("id", "topic", "tenant_id", "key", "idempotency_digest", "trace_context")
 _NEW = Rowset("new_messages", **dict.fromkeys(_TEXTS, Text()), body=Text, occurred_at=UtcDateTime)
 
 
@@ -68,7 +69,8 @@ class OutboxMessage:
     """One message as it was published; ``body`` is sent byte for byte, at every attempt, to everyone.
 
     Messages of one ``key`` arrive in their order where an endpoint asks for that. Of several with the same
-    tenant, topic and ``idempotency_key`` only the first is kept.
+    tenant, topic and ``idempotency_key`` only the first is kept. Without a ``trace_context`` (a W3C
+    traceparent) it belongs to the trace that is being carried where it is stored.
     """
 
     id: str
@@ -78,6 +80,7 @@ class OutboxMessage:
     occurred_at: datetime
     key: str | None = None
     idempotency_key: str | None = None
+    trace_context: str | None = None
 
 
 class OutboxMessageRow(Base):
@@ -110,6 +113,7 @@ class OutboxMessageRow(Base):
     key: Mapped[str | None] = mapped_column(String(MAX_KEY_LENGTH))
     idempotency_digest: Mapped[str | None] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(16), default=OutboxState.PENDING.value)
+    trace_context: Mapped[str | None] = mapped_column(String(255))
 
 
 class OutboxStore(Protocol):
@@ -218,6 +222,7 @@ def _as_values(message: OutboxMessage) -> dict[str, Any]:
         "key": message.key,
         "idempotency_digest": _digest_of(message),
         "state": OutboxState.PENDING.value,
+        "trace_context": message.trace_context or current_trace(),
     }
 
 

@@ -30,8 +30,10 @@ from svc_infra.jobs.metrics import JOB_SECONDS, JOB_WAIT_SECONDS
 from svc_infra.jobs.outcome import Complete, Discard, Ending, Outcome
 from svc_infra.jobs.queue import DEFAULT_LEASE_SECONDS, Finish, JobQueue
 from svc_infra.jobs.retry import RetryPolicy
+from svc_infra.jobs.spans import running
 from svc_infra.jobs.sql import SqlJobQueue
 from svc_infra.jobs.stats import Stats
+from svc_infra.tracing import Step
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -100,26 +102,34 @@ class Executor:
 
     async def _run_together(self, registration: Registration, jobs: Sequence[Job]) -> None:
         """Run jobs in one transaction; when it fails, in halves, until the job that fails is alone."""
+        with running(jobs) as step:
+            if await self._is_done(registration, jobs, step):
+                return
+        middle = len(jobs) // 2
+        await self._run_together(registration, jobs[:middle])
+        await self._run_together(registration, jobs[middle:])
+
+    async def _is_done(self, registration: Registration, jobs: Sequence[Job], step: Step) -> bool:
+        """Run jobs in one transaction and see to their ends; False if a batch failed, to be split."""
         started = time.perf_counter()
         boundary = Boundary()
         try:
             result = await self._repeated(lambda: self._attempt(registration, jobs, boundary), boundary)
         except LeaseLost:
             self._lost(registration.name, len(jobs))
-            return
         except Exception as error:
             if error is not boundary.error and is_transient(error):
                 raise
-            if len(jobs) == 1:
-                await self._finish(registration.policy, jobs[0], error)
-                return
-            log.warning("jobs.batch_split", name=registration.name, jobs=len(jobs), error=repr(error)[:200])
+            step.fail(type(error).__name__)
+            if len(jobs) > 1:
+                log.warning(
+                    "jobs.batch_split", name=registration.name, jobs=len(jobs), error=repr(error)[:200]
+                )
+                return False
+            await self._finish(registration.policy, jobs[0], error)
         else:
             await self._account(registration, jobs, result, time.perf_counter() - started)
-            return
-        middle = len(jobs) // 2
-        await self._run_together(registration, jobs[:middle])
-        await self._run_together(registration, jobs[middle:])
+        return True
 
     async def _attempt(
         self, registration: Registration, jobs: Sequence[Job], boundary: Boundary
@@ -165,16 +175,9 @@ class Executor:
     ) -> None:
         """Run a job with no transaction open, and finish it afterwards, together with others that end."""
         async with slot:
-            ending = await self._plain_ending(registration, job)
+            with running([job]) as step, JOB_SECONDS.labels(registration.name).time():
+                ending = await _plain_ending(registration, job, step)
         await self._finish(registration.policy, job, ending)
-
-    async def _plain_ending(self, registration: Registration, job: Job) -> Ending:
-        try:
-            work = registration.run_plain(job)
-            with JOB_SECONDS.labels(registration.name).time():
-                return await Boundary().run(work, timeout_seconds=registration.timeout_of([job]))
-        except Exception as error:
-            return error
 
     async def _discard_worn_out(self, registration: Registration, jobs: Sequence[Job]) -> Sequence[Job]:
         """Discard jobs whose attempts, fewer than the row allows, were used up by processes that died."""
@@ -223,6 +226,15 @@ class Executor:
     def _lost(self, name: str, jobs: int) -> None:
         self.stats.count_lost(name, jobs)
         log.warning("jobs.lease_lost", name=name, jobs=jobs)
+
+
+async def _plain_ending(registration: Registration, job: Job, step: Step) -> Ending:
+    try:
+        work = registration.run_plain(job)
+        return await Boundary().run(work, timeout_seconds=registration.timeout_of([job]))
+    except Exception as error:
+        step.fail(type(error).__name__)
+        return error
 
 
 def session_factory_of(queue: JobQueue) -> SessionFactory | None:
@@ -286,17 +298,16 @@ async def _is_run(
         await Executor(queue, handler, clock=clock).run([job])
         return True
     registration = Registration(job.name, HandlerKind.PLAIN, handler, RetryPolicy(), DEFAULT_TIMEOUT_SECONDS)
-    boundary = Boundary()
-    try:
-        work = registration.run_plain(job)
-        ending: Ending = await boundary.run(work, timeout_seconds=registration.timeout_of([job]))
-    except UnknownJob:
+    with running([job]) as step:
+        ending = await _plain_ending(registration, job, step)
+    if isinstance(ending, UnknownJob):
         return False
-    except LeaseLost:
+    if isinstance(ending, LeaseLost):
         return True
-    except Exception as error:
-        ending = error
-        log.warning("jobs.failed", name=job.name, job_id=job.id, attempt=job.attempt, error=repr(error)[:300])
+    if isinstance(ending, BaseException):
+        log.warning(
+            "jobs.failed", name=job.name, job_id=job.id, attempt=job.attempt, error=repr(ending)[:300]
+        )
     # A handler that finished the job in its own transaction has spent the lease: then this changes nothing.
     end = transition(registration.policy, job, ending, clock.now(), Random())
     await queue.finish([Finish(job, end)])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from svc_infra.canonical import JsonValue, compact_json, plain_json
 from svc_infra.exceptions import InvalidPayload, InvalidSettings
-from svc_infra.jobs.trace import current_trace
+from svc_infra.tracing import current_trace
 
 if TYPE_CHECKING:
     from svc_infra.jobs.limit import Limit
@@ -101,7 +101,7 @@ class JobRequest:
     of the caller's dict do not reach; ``payload_json`` is its text. Without ``run_at`` the job is due at
     once, without ``max_attempts`` the retry policy of its name decides. With ``unique`` it may be a duplicate
     of a job that is there, which then stands for it. Without a ``trace_context`` it belongs to the trace that
-    is being carried (``jobs.trace``).
+    is being carried (``svc_infra.tracing``).
 
     Raises:
         InvalidPayload: a field is missing, too long or not storable; the message names it.

@@ -18,6 +18,7 @@ from svc_infra.jobs.kind import JobKind, Payload
 from svc_infra.jobs.limit import Limit
 from svc_infra.jobs.outcome import Transition
 from svc_infra.jobs.rate import Rate
+from svc_infra.jobs.spans import enqueueing
 from svc_infra.jobs.uniqueness import Unique
 
 DEFAULT_LEASE_SECONDS = 30.0
@@ -161,10 +162,12 @@ def make_request(
     if delay_seconds:
         run_at = (run_at or now) + timedelta(seconds=delay_seconds)
     if isinstance(name, JobKind):
-        return name.request(payload, run_at=run_at, **fields)
+        with enqueueing(name.name, fields.get("queue") or name.queue):
+            return name.request(payload, run_at=run_at, **fields)
     if isinstance(payload, BaseModel):
         payload = payload.model_dump(mode="json")
-    return JobRequest(name, {} if payload is None else payload, run_at=run_at, **fields)
+    with enqueueing(name, fields.get("queue")):
+        return JobRequest(name, {} if payload is None else payload, run_at=run_at, **fields)
 
 
 claim_order: Callable[[Job], tuple[int, datetime, str]] = attrgetter("priority", "run_at", "id")

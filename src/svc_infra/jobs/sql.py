@@ -34,6 +34,7 @@ from svc_infra.jobs.queue import (
 )
 from svc_infra.jobs.rate_store import prune_rates
 from svc_infra.jobs.rows import ClaimTerms, database_of, sync_session
+from svc_infra.jobs.spans import enqueueing_many
 
 __all__ = ["SqlJobQueue", "database_of", "insert_jobs", "sync_session"]
 
@@ -83,7 +84,8 @@ class SqlJobQueue:
     async def enqueue_many(self, session: AsyncSession, requests: Sequence[JobRequest]) -> list[str]:
         """Insert many jobs in the transaction of ``session``, in one statement, and return their ids."""
         now = self.clock.now()
-        return await session.run_sync(lambda sync: insert_jobs(sync, requests, now=now))
+        with enqueueing_many(requests):
+            return await session.run_sync(lambda sync: insert_jobs(sync, requests, now=now))
 
     async def enqueue_unique(
         self, session: AsyncSession, name: str | JobKind, payload: Payload = None, **options: Any

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, cast
@@ -166,7 +167,7 @@ def _loaded(
     }
     ids = [(id_,) for id_ in sorted({row.message_id for row in rows})]
     messages = {
-        row.id: Message(row.id, row.topic, row.tenant_id, row.body, row.occurred_at)
+        row.id: Message(*row)
         for row in session.execute(_load_messages(dialect), _WANTED.parameters(dialect, ids))
     }
     return [
@@ -244,9 +245,8 @@ def _load_endpoints(dialect: str) -> Select[Any]:
 def _load_messages(dialect: str) -> Select[Any]:
     wanted = _WANTED.table(dialect)
     message = _MESSAGES.c
-    return select(message.id, message.topic, message.tenant_id, message.body, message.occurred_at).join(
-        wanted, wanted.c.id == message.id
-    )
+    columns = [getattr(message, field.name) for field in fields(Message)]
+    return select(*columns).join(wanted, wanted.c.id == message.id)
 
 
 @cache

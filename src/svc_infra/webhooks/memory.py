@@ -131,7 +131,9 @@ class InMemoryDeliveries:
     def _fan_out(self, now: datetime) -> None:
         while pending := self._outbox.take_pending(_FAN_OUT_BATCH):
             for item in pending:
-                message = Message(item.id, item.topic, item.tenant_id, item.body, item.occurred_at)
+                message = Message(
+                    item.id, item.topic, item.tenant_id, item.body, item.occurred_at, item.trace_context
+                )
                 for endpoint in self._subs.endpoints:
                     if is_wanted(
                         item.topic,

@@ -27,7 +27,7 @@ class Message:
 
     ``id`` is what subscribers deduplicate by, the same for every endpoint and attempt. ``body`` is what is
     signed and sent, byte for byte. ``occurred_at`` is business time. Without ``tenant_id`` the message
-    belongs to the operator.
+    belongs to the operator. ``trace_context`` is the W3C traceparent of where it was published.
     """
 
     id: str
@@ -35,6 +35,7 @@ class Message:
     tenant_id: str | None
     body: bytes = field(repr=False)
     occurred_at: datetime
+    trace_context: str | None = None
 
 
 def new_message_id() -> str:

@@ -14,6 +14,7 @@ from svc_infra.db.base import IdText, UtcDateTime, new_id
 from svc_infra.db.outbox import OutboxMessageRow, OutboxState
 from svc_infra.db.rowset import Rowset
 from svc_infra.exceptions import EndpointNotReady, NotFound
+from svc_infra.tracing import current_trace
 from svc_infra.webhooks.audit import DEFAULT_ACTOR, note_act
 from svc_infra.webhooks.delivery import DeliveryState
 from svc_infra.webhooks.endpoints import is_owner, locked_row
@@ -78,6 +79,7 @@ def send_test(
             body=encode_body(ENDPOINT_TEST, now, payload),
             occurred_at=now,
             state=OutboxState.RELAYED.value,
+            trace_context=current_trace(),
         )
     )
     session.flush()

@@ -34,6 +34,7 @@ from svc_infra.webhooks.message import encode_body, new_message_id
 from svc_infra.webhooks.relay import Relay
 from svc_infra.webhooks.sealing import KeyRing
 from svc_infra.webhooks.sending import Sender
+from svc_infra.webhooks.spans import publishing
 from svc_infra.webhooks.transport import HttpSender
 
 __all__ = ["InMemoryWebhookSubscriptions", "Publication", "WebhookService"]
@@ -126,9 +127,11 @@ class WebhookService:
                 model, or a key is empty or longer than 255 characters.
             NotInTransaction: a durable outbox was given no session.
         """
-        message = self._message(
-            Publication(topic, payload, tenant_id, occurred_at, key=key, idempotency_key=idempotency_key)
+        publication = Publication(
+            topic, payload, tenant_id, occurred_at, key=key, idempotency_key=idempotency_key
         )
+        with publishing(topic) as step:
+            message = self._message(publication, step.traceparent)
         self._outbox.add([message], session=session)
         failpoints.reached("after_outbox_row")
         return message.id
@@ -141,7 +144,10 @@ class WebhookService:
         Given a ``Session``, many rows are one bulk insert. Raises what ``publish`` raises, and then none of
         them is published.
         """
-        messages = [self._message(publication) for publication in publications]
+        if not publications:
+            return []
+        with publishing(publications[0].topic, len(publications)) as step:
+            messages = [self._message(publication, step.traceparent) for publication in publications]
         self._outbox.add(messages, session=session)
         failpoints.reached("after_outbox_row")
         return [message.id for message in messages]
@@ -214,7 +220,7 @@ class WebhookService:
         relay = Relay(factory, self._clock, poll_seconds=poll_seconds, deliverer=deliverer)
         return relay, deliverer
 
-    def _message(self, publication: Publication) -> OutboxMessage:
+    def _message(self, publication: Publication, trace_context: str | None) -> OutboxMessage:
         occurred_at = publication.occurred_at or self._clock.now()
         body = encode_body(publication.topic, occurred_at, publication.payload)
         if self._topics is not None:
@@ -227,6 +233,7 @@ class WebhookService:
             occurred_at,
             _checked_key(publication.key),
             _checked_key(publication.idempotency_key),
+            trace_context,
         )
 
 

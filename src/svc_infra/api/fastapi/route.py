@@ -11,9 +11,7 @@ from starlette.responses import Response
 
 from svc_infra.api.fastapi.middleware.errors.handlers import Handler, answering_errors
 from svc_infra.api.fastapi.middleware.errors.problem import MEDIA_TYPE
-from svc_infra.jobs.trace import carried, continued
-
-TRACE_HEADER = "traceparent"
+from svc_infra.tracing import TRACE_HEADER, carried, continued, continuing, current_trace, is_in_span
 
 _PROBLEM: dict[str, Any] = {
     MEDIA_TYPE: {
@@ -54,18 +52,28 @@ class ApiRoute(APIRoute):
         super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Handler:
-        return _traced(answering_errors(self.make_handler()))
+        return _traced(answering_errors(self.make_handler()), self.path_format)
 
     def make_handler(self) -> Handler:
         """Make what handles a request and may raise."""
         return super().get_route_handler()
 
 
-def _traced(handle: Handler) -> Handler:
+def _traced(handle: Handler, path: str) -> Handler:
     async def handle_traced(request: Request) -> Response:
-        trace = continued(request.headers.get(TRACE_HEADER))
-        with carried(trace):
+        if is_in_span():  # of the application's own instrumentation, which is this request's then
             response = await handle(request)
+            response.headers[TRACE_HEADER] = current_trace() or ""
+            return response
+        theirs = request.headers.get(TRACE_HEADER)
+        attributes = {"http.request.method": request.method, "http.route": path}
+        with continuing(theirs, f"{request.method} {path}", "server", attributes) as step:
+            trace = (step.traceparent if is_in_span() else None) or continued(theirs)
+            with carried(trace):
+                response = await handle(request)
+            step.note({"http.response.status_code": response.status_code})
+            if response.status_code >= 500:
+                step.fail(str(response.status_code))
         response.headers[TRACE_HEADER] = trace
         return response
 

@@ -47,6 +47,8 @@ def make_app(
         description=_DESCRIPTION,
         docs_url=None,
         redoc_url=None,
+        # The framework's own spans and log records have URLs and the messages of errors in them.
+        telemetry={"tracing": False, "logs": False},
     )
     register_error_handlers(app)
     add_billing(app, session_factory=make_session_factory(engine), limits=limits, has_provider=has_provider)
