@@ -11,7 +11,7 @@ USE_UV := command -v uv >/dev/null 2>&1
 PYTEST_FLAGS ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 PIP_FLAGS := -qq --disable-pip-version-check
 
-.PHONY: help demo test check chaos fmt bench bench-deps node-deps lock clean
+.PHONY: help demo test check chaos fmt reference bench bench-deps node-deps lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ chaos: $(VENV)/.ready ## Kill, pause and stop workers and databases for minutes 
 fmt: $(VENV)/.ready ## Format the code and apply the safe lint fixes
 	$(PY) -m ruff check --fix-only .
 	$(PY) -m ruff format .
+
+reference: $(VENV)/.ready ## Write docs/reference anew from the code
+	@$(PY) -m docs.write_reference
 
 bench: $(VENV)/.ready ## Run every benchmark (make bench ARGS=--quick for the short form)
 	@for bench in bench/[!_]*.py; do echo "== $$bench"; $(PY) "$$bench" $(ARGS) || exit 1; done

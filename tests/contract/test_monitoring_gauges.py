@@ -15,7 +15,7 @@ from svc_infra.jobs.cron import CronSchedule
 from svc_infra.jobs.pausing import pause_queue
 from svc_infra.jobs.schedule_store import SqlScheduleStore
 from svc_infra.jobs.scheduler import Schedule
-from svc_infra.monitoring.gauges import GAUGE_NAMES, DatabaseGauges
+from svc_infra.monitoring.gauges import GAUGE_HELP, DatabaseGauges
 
 Sessions = async_sessionmaker[AsyncSession]
 NOW = datetime(2025, 1, 1, 12, tzinfo=UTC)
@@ -49,7 +49,7 @@ async def test_they_say_what_waits_and_since_when(session_factory: Sessions) -> 
     assert found['billing_webhooks_waiting{reason="relay"}'] == 0
     assert found['billing_webhook_endpoints{state="disabled"}'] == 0
     assert found["billing_database_up"] == 1
-    assert {name.partition("{")[0] for name in found} == GAUGE_NAMES
+    assert {name.partition("{")[0] for name in found} == GAUGE_HELP.keys()
 
 
 async def test_figures_are_kept_for_a_few_seconds(session_factory: Sessions, engine: AsyncEngine) -> None:

@@ -23,7 +23,7 @@ import svc_infra.simulation.audit_job
 import svc_infra.webhooks.metrics
 from svc_infra.cli import _COMMANDS
 from svc_infra.config import Settings
-from svc_infra.monitoring.gauges import GAUGE_NAMES
+from svc_infra.monitoring.gauges import GAUGE_HELP
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "docs" / "deploy"
@@ -133,7 +133,7 @@ def used_metrics() -> set[str]:
 
 
 def test_every_metric_of_the_alerts_and_the_dashboard_exists() -> None:
-    defined = set(REGISTRY._names_to_collectors) | GAUGE_NAMES
+    defined = set(REGISTRY._names_to_collectors) | GAUGE_HELP.keys()
     assert used_metrics() - defined == set()
 
 

@@ -49,11 +49,15 @@ def endpoints() -> None:
     "--signing",
     type=click.Choice(["v1", "v1a"]),
     default="v1",
-    show_default=True,
     help="v1: a shared secret; v1a: ed25519, the subscriber gets a public key.",
 )
 @click.option("--description", default="", help="What it is for.")
-@click.option("--ordering", type=click.Choice(["none", "key"]), default="none", show_default=True)
+@click.option(
+    "--ordering",
+    type=click.Choice(["none", "key"]),
+    default="none",
+    help="key: messages of one key go one after the other.",
+)
 @changeable_options
 @actor_option
 @json_option

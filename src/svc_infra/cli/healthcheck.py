@@ -16,7 +16,7 @@ _SECONDS = 8
 @click.command()
 @click.option("--ready", "path", flag_value="/readyz", help="Ask whether it takes work, and not only lives.")
 @click.option("--alive", "path", flag_value="/livez", default=True, help="Ask whether it lives; the default.")
-@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--host", default="127.0.0.1", help="Where it listens.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Its monitoring.port, unless the settings say.")
 @settings_options
 def healthcheck(settings: Settings, path: str, host: str, port: int | None) -> None:

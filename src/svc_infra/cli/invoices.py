@@ -68,7 +68,7 @@ invoices.add_command(preview)
 
 @invoices.command(name="list")
 @filter_options
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most so many.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, help="At most so many.")
 @json_option
 @settings_options
 def list_(settings: Settings, tenant: str | None, period: Period | None, limit: int, as_json: bool) -> None:
@@ -115,7 +115,13 @@ def show(settings: Settings, invoice_id: str, tenant: str | None, as_json: bool)
 
 @invoices.command()
 @filter_options
-@click.option("--format", "kind", type=click.Choice(["csv", "jsonl"]), default="csv", show_default=True)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["csv", "jsonl"]),
+    default="csv",
+    help="jsonl: a JSON object for each row.",
+)
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File; standard output without.")
 @settings_options
 def export(

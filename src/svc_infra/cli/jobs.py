@@ -31,13 +31,13 @@ def jobs() -> None:
 
 
 @jobs.command(name="list")
-@click.option("--state", type=_STATES)
-@click.option("--name")
-@click.option("--queue")
-@click.option("--tenant")
+@click.option("--state", type=_STATES, help="Only in this state.")
+@click.option("--name", help="Only jobs of this name.")
+@click.option("--queue", help="Only of this queue.")
+@click.option("--tenant", help="Only this tenant's.")
 @click.option("--error-like", help="An SQL pattern for the last error: % is any text.")
 @click.option("--after", metavar="ID", help="Begin after this job: the last one of the page before.")
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000))
+@click.option("--limit", default=100, type=click.IntRange(1, 10_000), help="At most so many.")
 @json_option
 @settings_options
 def list_(settings: Settings, state: str | None, tenant: str | None, as_json: bool, **filters: Any) -> None:
@@ -130,7 +130,9 @@ def errors(settings: Settings, name: str | None, as_json: bool) -> None:
 
 
 @jobs.command()
-@click.option("--state", "states", type=_FINISHED, multiple=True, required=True)
+@click.option(
+    "--state", "states", type=_FINISHED, multiple=True, required=True, help="How they ended; several times."
+)
 @click.option("--older-than-days", type=click.FloatRange(0), required=True, help="Counted from their end.")
 @json_option
 @actor_option

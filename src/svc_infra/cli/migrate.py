@@ -12,9 +12,7 @@ from svc_infra.db.tenant_isolation import isolate
 
 
 @click.command()
-@click.option(
-    "--to", "revision", default="head", show_default=True, help="Revision; 'base' drops all tables."
-)
+@click.option("--to", "revision", default="head", help="Revision; 'base' drops all tables.")
 @json_option
 @settings_options
 def migrate(settings: Settings, revision: str, as_json: bool) -> None:

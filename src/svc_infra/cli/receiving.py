@@ -23,8 +23,10 @@ _secrets_option = click.option(
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=9000, show_default=True)
-@click.option("--answer", type=click.IntRange(200, 599), default=204, show_default=True, help="Status code.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=9000, help="Where to listen; 0 takes a free one."
+)
+@click.option("--answer", type=click.IntRange(200, 599), default=204, help="Status code.")
 @_secrets_option
 @json_option
 def listen(port: int, answer: int, secrets: tuple[str, ...], as_json: bool) -> None:
@@ -51,7 +53,7 @@ def listen(port: int, answer: int, secrets: tuple[str, ...], as_json: bool) -> N
 @click.command()
 @click.argument("body", type=click.File("rb"))
 @click.option("--header", "-H", "headers", multiple=True, metavar="'NAME: VALUE'", help="As received.")
-@click.option("--tolerance-seconds", type=int, default=300, show_default=True)
+@click.option("--tolerance-seconds", type=int, default=300, help="How far the timestamp may be from now.")
 @_secrets_option
 @json_option
 def verify(

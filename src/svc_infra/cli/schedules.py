@@ -56,7 +56,7 @@ def list_(settings: Settings, application: str | None, as_json: bool) -> None:
 
 @schedules.command(name="next")
 @click.argument("name")
-@click.option("-n", "count", default=5, show_default=True, type=click.IntRange(1, 1_000))
+@click.option("-n", "count", default=5, type=click.IntRange(1, 1_000), help="How many.")
 @app_option
 @json_option
 @settings_options
@@ -97,15 +97,23 @@ def run(settings: Settings, name: str, application: str | None, actor: str, as_j
 @click.option("--cron", help="Five fields, or @daily and the like.")
 @click.option("--every-seconds", type=int, help="Instead of --cron: an interval.")
 @click.option("--at", metavar="INSTANT", help="Instead of --cron: once, like 2030-01-01T00:00:00Z.")
-@click.option("--timezone", default="UTC", show_default=True, help="Of --cron.")
-@click.option("--payload", default="{}", show_default=True, metavar="JSON")
-@click.option("--queue", default="default", show_default=True)
-@click.option("--catch-up", type=click.Choice(["all", "latest", "none"]), default="all", show_default=True)
-@click.option("--cap", type=int, default=1_000, show_default=True, help="Missed fires taken at once.")
+@click.option("--timezone", default="UTC", help="Of --cron.")
+@click.option("--payload", default="{}", metavar="JSON", help="What each job is given, beside fire_at.")
+@click.option("--queue", default="default", help="The queue of its jobs.")
 @click.option(
-    "--overlap", type=click.Choice(["parallel", "queue", "skip"]), default="parallel", show_default=True
+    "--catch-up",
+    type=click.Choice(["all", "latest", "none"]),
+    default="all",
+    help="Which fires that were missed are made up for.",
 )
-@click.option("--jitter-seconds", type=float, default=0, show_default=True)
+@click.option("--cap", type=int, default=1_000, help="Missed fires taken at once.")
+@click.option(
+    "--overlap",
+    type=click.Choice(["parallel", "queue", "skip"]),
+    default="parallel",
+    help="What a fire does while the job of the one before has not finished.",
+)
+@click.option("--jitter-seconds", type=float, default=0, help="Spread the starts over so long.")
 @json_option
 @actor_option
 @settings_options

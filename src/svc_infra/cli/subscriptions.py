@@ -61,7 +61,7 @@ def subscriptions() -> None:
     metavar="DATE",
     help="The day after the last one; without it there is no end.",
 )
-@click.option("--quantity", type=click.IntRange(min=1), default=1, show_default=True, help="Seats.")
+@click.option("--quantity", type=click.IntRange(min=1), default=1, help="Seats.")
 @click.option("--trial-days", type=click.IntRange(min=0), default=0, help="Days without the fixed prices.")
 @click.option("--anchor", callback=day_or_instant, metavar="DATE", help="Bill months that begin on its day.")
 @click.option("--interval", type=click.Choice(["month", "year"]), default="month", help="Of the anchor.")

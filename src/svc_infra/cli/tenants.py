@@ -49,7 +49,7 @@ def set_(settings: Settings, tenant: str, as_json: bool, **given: Any) -> None:
 @tenants.command()
 @click.argument("tenant_id")
 @click.option("--yes", is_flag=True, help="Do it; without this only what would be deleted is counted.")
-@click.option("--reason", default="erasure requested", show_default=True, help="Why; it is kept.")
+@click.option("--reason", default="erasure requested", help="Why; it is kept.")
 @actor_option
 @json_option
 @settings_options

@@ -123,7 +123,7 @@ def amend(
 
 @click.command()
 @click.option("--tenant", "tenant_id", help="Only of this tenant.")
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000))
+@click.option("--limit", default=100, type=click.IntRange(1, 10_000), help="At most so many.")
 @json_option
 @settings_options
 def rejected(settings: Settings, tenant_id: str | None, limit: int, as_json: bool) -> None:
@@ -178,8 +178,13 @@ def list_(settings: Settings, as_json: bool) -> None:
 @click.option("--dimension", "dimensions", multiple=True, help="A metadata key to filter or group by.")
 @click.option("--divide-by", help="Divide the period's quantity, as in 1000000000 for bytes to gigabytes.")
 @click.option("--multiply-by", help="Multiply the period's quantity.")
-@click.option("--round", "mode", type=click.Choice([mode.value for mode in RoundingMode]))
-@click.option("--places", default=0, show_default=True, help="Decimals that --round keeps.")
+@click.option(
+    "--round",
+    "mode",
+    type=click.Choice([mode.value for mode in RoundingMode]),
+    help="Round the period's quantity.",
+)
+@click.option("--places", default=0, help="Decimals that --round keeps.")
 @settings_options
 def set_(
     settings: Settings,

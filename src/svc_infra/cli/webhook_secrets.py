@@ -22,7 +22,6 @@ from svc_infra.webhooks.secret_rotation import rotate_secret as rotate
     "--overlap-seconds",
     type=float,
     default=86_400,
-    show_default=True,
     help="So long the old ones sign, too; 0 ends them at once.",
 )
 @secret_option("The new secret; otherwise one is made.")

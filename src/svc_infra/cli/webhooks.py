@@ -19,7 +19,9 @@ from svc_infra.cli.webhook_secrets import new_key, reseal, rotate_secret
 from svc_infra.clock import SystemClock
 from svc_infra.config import Settings
 from svc_infra.runtime import catalogue
+from svc_infra.simulation.audit_job import audit_topics
 from svc_infra.webhooks.backlog import measure_backlog
+from svc_infra.webhooks.catalogue import TopicCatalogue
 from svc_infra.webhooks.delivery import DeliveryState
 from svc_infra.webhooks.delivery_log import list_attempts, list_deliveries
 from svc_infra.webhooks.redelivery import redeliver as redeliver_one
@@ -60,7 +62,7 @@ def _instant(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     "--state", type=click.Choice([state.value for state in DeliveryState]), help="Only in this state."
 )
 @click.option("--topic", help="Only of this topic.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, help="At most so many.")
 @json_option
 @settings_options
 def deliveries(settings: Settings, delivery_id: str | None, as_json: bool, **chosen: Any) -> None:
@@ -97,7 +99,7 @@ def redeliver(settings: Settings, delivery_id: str, actor: str, as_json: bool) -
     "--state", "states", multiple=True, type=click.Choice(REPLAYABLE), help="Only these; several times."
 )
 @click.option("--topic", "topics", multiple=True, help="Only these topics, wildcards allowed; several times.")
-@click.option("--rate", type=float, default=DEFAULT_RATE_PER_SECOND, show_default=True, help="Per second.")
+@click.option("--rate", type=float, default=DEFAULT_RATE_PER_SECOND, help="Per second.")
 @actor_option
 @json_option
 @settings_options
@@ -190,13 +192,20 @@ def test(settings: Settings, endpoint_id: str, actor: str, as_json: bool) -> Non
 @json_option
 def topics(application: str | None, openapi: bool, as_json: bool) -> None:
     """List the topics that can be published; with --json, their JSON Schemas."""
-    known = catalogue(load_application(application) if application else Application())
+    known = topics_of_worker(load_application(application) if application else Application())
     if openapi:
         echo_json(known.openapi_webhooks())
     elif as_json:
         echo_json({topic.topic: known.json_schema(topic.topic) for topic in known})
     else:
         print_table(["topic", "version", "description"], [(t.topic, t.version, t.description) for t in known])
+
+
+def topics_of_worker(application: Application) -> TopicCatalogue:
+    """Return all topics that a worker with this application may publish."""
+    known = catalogue(application)
+    known.include(audit_topics())
+    return known
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

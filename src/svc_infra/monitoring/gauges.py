@@ -32,19 +32,24 @@ log = structlog.get_logger(__name__)
 _KEPT_SECONDS = 5.0
 _ANSWER_SECONDS = 4.0
 
-_HELP = {
-    "billing_queue_jobs": "Unfinished jobs of a queue: due, scheduled for later, or running.",
-    "billing_queue_oldest_due_seconds": "For how long the oldest due job of a queue has waited.",
-    "billing_queue_paused": "1 while a queue is paused.",
-    "billing_schedule_lag_seconds": "For how long the next fire of a schedule has been due.",
-    "billing_webhooks_waiting": "Messages and deliveries that wait, by what for.",
-    "billing_webhooks_oldest_seconds": "For how long the oldest of them has waited.",
-    "billing_webhook_endpoints": "Endpoints: enabled, paused while they fail, or disabled.",
-    "billing_database_up": "1 if the database answered this scrape.",
-    "billing_build_info": "1, labelled with the versions of this process.",
+GAUGE_HELP: dict[str, tuple[tuple[str, ...], str]] = {
+    "billing_queue_jobs": (
+        ("queue", "state"),
+        "Unfinished jobs of a queue: due, scheduled for later, or running.",
+    ),
+    "billing_queue_oldest_due_seconds": (
+        ("queue",),
+        "For how long the oldest due job of a queue has waited.",
+    ),
+    "billing_queue_paused": (("queue",), "1 while a queue is paused."),
+    "billing_schedule_lag_seconds": (("schedule",), "For how long the next fire of a schedule has been due."),
+    "billing_webhooks_waiting": (("reason",), "Messages and deliveries that wait, by what for."),
+    "billing_webhooks_oldest_seconds": (("reason",), "For how long the oldest of them has waited."),
+    "billing_webhook_endpoints": (("state",), "Endpoints: enabled, paused while they fail, or disabled."),
+    "billing_database_up": ((), "1 if the database answered this scrape."),
+    "billing_build_info": (("version", "python"), "1, labelled with the versions of this process."),
 }
-GAUGE_NAMES = frozenset(_HELP)
-"""The names of all gauges here."""
+"""Every gauge here: its labels and its meaning."""
 
 _Sample = tuple[str, dict[str, str], float]
 
@@ -76,10 +81,10 @@ class DatabaseGauges(Collector):
         samples = self._recent()
         families: dict[str, GaugeMetricFamily] = {}
         for name, labels, value in [*(samples or ()), *_of_process(is_up=samples is not None)]:
-            family = families.get(name)
-            if family is None:
-                family = families[name] = GaugeMetricFamily(name, _HELP[name], labels=list(labels))
-            family.add_metric(list(labels.values()), value)
+            names, meaning = GAUGE_HELP[name]
+            if name not in families:
+                families[name] = GaugeMetricFamily(name, meaning, labels=names)
+            families[name].add_metric([labels[each] for each in names], value)
         yield from families.values()
 
     async def measure(self) -> list[_Sample]:

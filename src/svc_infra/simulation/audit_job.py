@@ -18,6 +18,7 @@ from svc_infra.jobs.cron import CatchUp, CronSchedule
 from svc_infra.jobs.job import Job
 from svc_infra.jobs.scheduler import Schedule
 from svc_infra.simulation.audit import AuditReport, audit
+from svc_infra.webhooks.catalogue import TopicCatalogue
 from svc_infra.webhooks.message import encode_body, new_message_id
 
 AUDIT = "billing.audit"
@@ -53,10 +54,7 @@ def add_audit(
     *,
     clock: Clock | None = None,
 ) -> None:
-    """Add the nightly audit to a worker: its schedule, its handler and its topic.
-
-    The topic is the operator's: an endpoint of a tenant does not get it.
-    """
+    """Add the nightly audit to a worker: its schedule, its handler and its topic."""
     time = clock or SystemClock()
 
     async def run(job: Job) -> None:
@@ -81,7 +79,13 @@ def add_audit(
             AUDIT, CronSchedule(scheduler.audit_cron, scheduler.timezone), AUDIT, catch_up=CatchUp.LATEST
         )
     )
-    application.topics.add(
+    application.topics.include(audit_topics())
+
+
+def audit_topics() -> TopicCatalogue:
+    """Return the topic of the nightly audit: the operator's, so an endpoint of a tenant does not get it."""
+    topics = TopicCatalogue()
+    topics.add(
         AUDIT_DIFFERENCE,
         AuditDifference,
         description="The nightly audit found invoices or totals that are not what the events come to.",
@@ -98,6 +102,7 @@ def add_audit(
             ],
         },
     )
+    return topics
 
 
 def _message(report: AuditReport, job_id: str, now: datetime) -> OutboxMessage:

@@ -1,6 +1,6 @@
 """The kinds of problems that the API answers with: each has a ``type`` of its own and is documented.
 
-``docs/http_reference.md`` lists them; a test holds that list to this one.
+``docs/reference/errors.md`` lists them; a test holds that list to this one.
 """
 
 from __future__ import annotations
