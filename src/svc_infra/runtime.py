@@ -129,6 +129,17 @@ class Runtime:
             parts.create_task(self.api_upkeep.run(stop))
             parts.create_task(self.usage_follower.run(stop))
 
+    async def drain(self) -> None:
+        """Work until nothing is due: jobs make messages, messages make deliveries, and neither makes jobs.
+
+        Raises:
+            Exception: the database stayed away.
+        """
+        await self.worker.drain()
+        # A delivery that ends for good may publish a message about itself.
+        while await self.relay.drain() + await self.deliverer.drain():
+            pass
+
     async def aclose(self) -> None:
         """Close the connections to the payment provider of the settings."""
         if self._stripe is not None:

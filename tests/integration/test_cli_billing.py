@@ -89,6 +89,19 @@ def test_an_invoice_is_finalized_credited_and_paid(url: str) -> None:
         run(url, "invoices", "void", "nothing", "--reason", "x")
 
 
+def test_a_month_is_invoiced_when_somebody_says_so_and_a_worker_ends_when_nothing_is_due(url: str) -> None:
+    run(url, "subscriptions", "add", "t", "standard", "--from", "2025-01-01")
+    for _ in range(2):  # asked again, it makes nothing anew
+        run(url, "invoices", "make", "--period", "2025-01")
+        run(url, "run", "--until-idle")
+    [invoice] = read(url, "invoices", "list")
+    assert (invoice["period_start"], invoice["total_amount"]) == ("2025-01-01T00:00:00Z", 500)
+    coming = f"{datetime.now(UTC):%Y-%m}"
+    refused = CliRunner().invoke(cli, ["invoices", "make", "--period", coming, "--database-url", url])
+    assert refused.exit_code == 2
+    assert "preview" in refused.output
+
+
 def test_what_waits_and_who_is_parked_can_be_seen(url: str) -> None:
     assert read(url, "invoices", "pending") == []
     assert read(url, "invoices", "parked") == []

@@ -1,4 +1,4 @@
-"""``invoices list``, ``show`` and ``export``."""
+"""``invoices list``, ``show``, ``export`` and ``make``."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ from svc_infra.billing.invoices import EXPORT_COLUMNS, export_rows, get_invoice,
 from svc_infra.billing.models import Invoice, InvoiceLine
 from svc_infra.billing.money import format_minor
 from svc_infra.billing.periods import Period, month_bounds
+from svc_infra.billing.runs import RUN_MONTHLY_INVOICING
 from svc_infra.canonical import canonical_decimal, canonical_instant
+from svc_infra.cli.acting import echo_act
 from svc_infra.cli.context import echo_json, json_option, open_database, run_async, settings_options
 from svc_infra.cli.invoice_acts import COMMANDS
 from svc_infra.cli.invoice_explain import explain, preview
 from svc_infra.cli.table import print_table
+from svc_infra.clock import SystemClock
 from svc_infra.config import Settings
 from svc_infra.exceptions import InvalidPeriod, NotFound
+from svc_infra.jobs import SqlJobQueue
 
 _SPOOLED_BYTES = 8 * 1024 * 1024
 
@@ -60,10 +64,6 @@ def invoices() -> None:
 
 for _command in (*COMMANDS, explain, preview):
     invoices.add_command(_command)
-
-
-invoices.add_command(explain)
-invoices.add_command(preview)
 
 
 @invoices.command(name="list")
@@ -132,6 +132,32 @@ def export(
     An invoice without lines has one row, too. Memory does not grow with the number of invoices.
     """
     run_async(_export(settings, tenant, period, kind, out))
+
+
+@invoices.command()
+@click.option(
+    "--period", callback=month, metavar="YYYY-MM", required=True, help="The month, which has ended."
+)
+@json_option
+@settings_options
+def make(settings: Settings, period: Period, as_json: bool) -> None:
+    """Have the invoices of a month made, for every tenant concerned that has none of it yet.
+
+    Enqueues what billing.monthly enqueues on the first of the next month; a worker makes the invoices.
+    """
+    now = SystemClock().now()
+    if period.end > now:
+        raise click.UsageError(
+            "this month has not ended everywhere yet; 'invoices preview' says what it comes to"
+        )
+
+    async def enqueue() -> str:
+        async with open_database(settings) as session_factory, session_factory.begin() as session:
+            queue = SqlJobQueue(session_factory).bind(session)
+            return queue.enqueue(RUN_MONTHLY_INVOICING, {"fire_at": canonical_instant(period.end)}).id
+
+    job_id = run_async(enqueue())
+    echo_act(as_json, f"enqueued job {job_id}; a worker ('worker.py run') makes the invoices", job_id=job_id)
 
 
 async def _list(settings: Settings, tenant: str | None, period: Period | None, limit: int) -> list[Invoice]:

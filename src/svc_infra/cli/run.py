@@ -36,26 +36,37 @@ SAME_SIGNAL_SECONDS = 1.0
     type=click.IntRange(1, 64),
     help="Run this many workers; one that dies is started again.",
 )
+@click.option(
+    "--until-idle", is_flag=True, help="End when nothing is due any more, instead of waiting for more."
+)
 @click.option(SUPERVISED, "index", type=int, hidden=True, help="The index of this process of --processes.")
 @settings_options
-def run(settings: Settings, application: str | None, processes: int | None, index: int | None) -> None:
+def run(
+    settings: Settings, application: str | None, processes: int | None, until_idle: bool, index: int | None
+) -> None:
     """Run the worker: jobs, cron, webhook relay and sender in one process.
 
     Any number of workers may share one PostgreSQL. SIGTERM or SIGINT stops gracefully: nothing new is
-    claimed, what runs gets worker.grace_seconds, the rest is given back. A second signal stops at once.
+    claimed, what runs gets worker.grace_seconds, the rest is given back. A second signal stops at once; with
+    --until-idle the first one does.
     """
+    if until_idle and processes is not None:
+        raise click.UsageError("--until-idle is for one process; leave --processes away")
     configure_logging(settings.log.level)
     if processes is not None:
         sys.exit(run_async(supervise(child_command(sys.argv), processes)))
     loaded = load_application(application) if application else None
-    run_async(_run(settings, loaded, index), is_worker=True)
+    run_async(_run(settings, loaded, index, until_idle), is_worker=True)
 
 
-async def _run(settings: Settings, application: Application | None, index: int | None) -> None:
+async def _run(
+    settings: Settings, application: Application | None, index: int | None, until_idle: bool
+) -> None:
     engine = engine_of(settings)
     sender = guarded_sender(settings.webhooks)
     stop = asyncio.Event()
-    stop_on_signals(stop)
+    if not until_idle:
+        stop_on_signals(stop)
     if index is not None:
         _stop_with_supervisor(stop)
     try:
@@ -73,12 +84,27 @@ async def _run(settings: Settings, application: Application | None, index: int |
                 index=index or 0,
             ):
                 log.info("worker.ready", pid=os.getpid(), database=engine.dialect.name)
-                await runtime.run(stop)
+                await (_until_idle(runtime, stop) if until_idle else runtime.run(stop))
         finally:
             await runtime.aclose()
     finally:
         await sender.aclose()
         await engine.dispose()
+
+
+async def _until_idle(runtime: Runtime, stop: asyncio.Event) -> None:
+    """Do what is due now; a signal meanwhile ends the process like a crash, which is what leases are for."""
+    try:
+        if runtime.settings.scheduler.is_enabled:
+            await runtime.scheduler.tick()
+        while await runtime.usage_follower.follow():
+            pass
+        await runtime.drain()
+        log.info(
+            "worker.idle", attempts=runtime.worker.stats.attempts, delivered=runtime.deliverer.stats.delivered
+        )
+    finally:
+        stop.set()
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:

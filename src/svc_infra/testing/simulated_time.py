@@ -32,24 +32,16 @@ class SimulatedTime:
     async def advance_to(self, until: datetime) -> None:
         """Move the clock to ``until``, stopping at every fire and every retry on the way."""
         async with self._runtime.worker.kept():
-            await self._settle()
+            await self._runtime.drain()
             while True:
                 next_at = await self._next_instant()
                 if next_at is None or next_at > until:
                     break
                 self._clock.set(max(next_at, self._clock.now()))
                 await self._runtime.scheduler.tick()
-                await self._settle()
+                await self._runtime.drain()
                 self._on_fire(next_at)
             self._clock.set(until)
-
-    async def _settle(self) -> None:
-        """Work until nothing is due: jobs make messages, messages make deliveries, and neither makes jobs."""
-        runtime = self._runtime
-        await runtime.worker.drain()
-        # A delivery that ends for good may publish a message about itself.
-        while await runtime.relay.drain() + await runtime.deliverer.drain():
-            pass
 
     async def _next_instant(self) -> datetime | None:
         """The next fire, or an earlier retry of a job or a delivery."""
