@@ -178,7 +178,9 @@ async def test_conversion_and_rounding_apply_to_the_period_and_not_to_its_days(
         consume_marks_of(session, ["t"], WEEK, now=START)
         return measure_usage(session, [UsageQuery("t", "bytes", WEEK)])
 
-    assert await in_session(session_factory, measured) == [[UsageQuantity((), Decimal(1200), Decimal(1))]]
+    [[found]] = await in_session(session_factory, measured)
+    assert (found.measured, found.quantity) == (1200, 1)
+    assert (found.units or {})["rounding"] == {"mode": "half_away_from_zero", "places": 0}
 
 
 async def test_a_meter_is_fixed_once_its_metric_has_usage(session_factory: Factory) -> None:

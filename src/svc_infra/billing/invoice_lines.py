@@ -75,13 +75,15 @@ class LinePlan(NamedTuple):
 class Measured(NamedTuple):
     """What is billed of a planned line: in all, or of one ``group`` of it; ``events`` if those are priced.
 
-    ``measured`` is what the events make together, where it is not the quantity that is billed.
+    ``measured`` is what the events make together, where it is not the quantity that is billed, and ``units``
+    the conversion and rounding that made the difference.
     """
 
     quantity: Decimal
     group: tuple[str | None, ...] = ()
     events: tuple[Decimal, ...] | None = None
     measured: Decimal | None = None
+    units: dict[str, Any] | None = None
 
 
 class Line(NamedTuple):
@@ -179,7 +181,7 @@ def _usage_lines(plan: LinePlan, measured: Sequence[Measured], zone: tzinfo) -> 
         if found.group:
             details["group"] = list(found.group)
         if found.measured is not None:
-            details["measured"] = canonical_decimal(found.measured)
+            details |= {"measured": canonical_decimal(found.measured), "units": found.units}
         lines.append(Line(plan, found.quantity, rated.amount, details or None, found.group))
     return lines
 

@@ -57,8 +57,8 @@ def _filters(draft: Draft, plan: LinePlan) -> tuple[DimensionFilter, ...]:
 
 
 def _measured(found: UsageQuantity, events: tuple[Decimal, ...] | None) -> Measured:
-    measured = None if found.measured == found.quantity else found.measured
-    return Measured(found.quantity, found.group, events, measured)
+    measured = None if found.units is None else found.measured
+    return Measured(found.quantity, found.group, events, measured, found.units)
 
 
 def _events(session: Session, tenant_id: str, plan: LinePlan) -> tuple[Decimal, ...]:

@@ -75,6 +75,21 @@ class Metering:
             return quantity
         return round_quantity(quantity, places=self.rounding.places, mode=self.rounding.mode)
 
+    @property
+    def units(self) -> dict[str, Any]:
+        """The conversion and the rounding as JSON; a line keeps them, like the terms of its price."""
+        units: dict[str, Any] = {}
+        if self.conversion is not None:
+            units["conversion"] = {
+                "operation": self.conversion.operation.value,
+                "factor": canonical_decimal(self.conversion.factor),
+                "rounding": None if self.conversion.rounding is None else self.conversion.rounding.value,
+                "places": self.conversion.places,
+            }
+        if self.rounding is not None:
+            units["rounding"] = {"mode": self.rounding.mode.value, "places": self.rounding.places}
+        return units
+
     def measures_like(self, other: Metering) -> bool:
         """Whether both make the same of every event, so that only what is done with totals differs."""
         return (self.meter, self.unique_key) == (other.meter, other.unique_key)
@@ -86,16 +101,7 @@ class Metering:
             snapshot["unique_key"] = self.unique_key
         if self.dimensions:
             snapshot["dimensions"] = list(self.dimensions)
-        if self.conversion is not None:
-            snapshot["conversion"] = {
-                "operation": self.conversion.operation.value,
-                "factor": canonical_decimal(self.conversion.factor),
-                "rounding": None if self.conversion.rounding is None else self.conversion.rounding.value,
-                "places": self.conversion.places,
-            }
-        if self.rounding is not None:
-            snapshot["rounding"] = {"mode": self.rounding.mode.value, "places": self.rounding.places}
-        return snapshot
+        return snapshot | self.units
 
     @classmethod
     def from_snapshot(cls, metric: str, snapshot: Mapping[str, Any]) -> Metering:

@@ -78,12 +78,14 @@ class UsageQuery(NamedTuple):
 class UsageQuantity(NamedTuple):
     """``measured`` is what the meter makes of the events; ``quantity`` is what of it is rated.
 
-    ``group`` holds the values of the query's ``group_by`` keys, None for an event without the key.
+    ``group`` holds the values of the query's ``group_by`` keys, None for an event without the key; ``units``
+    is how the one became the other, None where they are equal.
     """
 
     group: tuple[str | None, ...]
     measured: Decimal
     quantity: Decimal
+    units: dict[str, Any] | None = None
 
 
 _Bucket = tuple[int, tuple[str | None, ...]]  # (query, group)
@@ -172,7 +174,8 @@ def _level(period: Period, before: Decimal | None, total: Decimal | None, moment
 
 def _answer(metering: Metering, group: tuple[str | None, ...], value: Decimal | None) -> UsageQuantity:
     measured = value or _ZERO
-    return UsageQuantity(group, measured, metering.billed(measured))
+    quantity = metering.billed(measured)
+    return UsageQuantity(group, measured, quantity, None if quantity == measured else metering.units)
 
 
 def _in_order(item: tuple[_Bucket, Any]) -> tuple[int, list[tuple[bool, str]]]:

@@ -25,9 +25,9 @@ from svc_infra.simulation.audit import audit as run_audit
 def audit(settings: Settings, tenant: str | None, period: tuple[int, int] | None, as_json: bool) -> None:
     """Recompute every invoice from raw events with a second implementation that shares no code with billing.
 
-    Checks line by line, and that totals are the sums of their lines, numbers have no gaps, periods do not
-    overlap, day totals are the sums of their events, and no priced usage was left out. Exit 1 if anything
-    differs. The worker does the same every night (scheduler.audit_cron).
+    Checks every kind of line, and that totals are the sums of their lines, numbers have no gaps, periods do
+    not overlap, day totals are what their events come to, nothing that was priced was left out, and credit
+    notes are right. Exit 1 if anything differs. The worker does the same every night (scheduler.audit_cron).
     """
     report = run_async(_audit(settings, tenant, period))
     if as_json:
@@ -60,4 +60,4 @@ def _print(report: AuditReport) -> None:
     if report.waiting:
         click.echo(f"{report.waiting:,} prices wait for late usage to be settled.")
     if report.unknown:
-        click.echo(f"{report.unknown:,} lines have a price or meter that the audit does not recompute.")
+        click.echo(f"{report.unknown:,} lines keep no terms that the audit could recompute.")

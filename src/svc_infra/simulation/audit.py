@@ -1,53 +1,37 @@
 """The audit: every stored invoice held against raw events by a second, simple implementation.
 
 It reads page by page of tenants, each page as of one instant, so it may run beside a working worker, and its
-memory is bounded by the tenants of a page.
+memory is bounded by the tenants of a page: events are added up, or metered, as they are read.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
-from fractions import Fraction
-from typing import Any
-from zoneinfo import ZoneInfo
+from datetime import datetime
 
-from sqlalchemy import ColumnElement, Executable, exists, select, union
+from sqlalchemy import ColumnElement, exists, select, union
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
-from svc_infra.billing.invoice_models import Invoice, InvoiceLine, PendingLine, UsageChange
-from svc_infra.billing.models import (
-    CALENDAR_CYCLE,
-    Price,
-    Subscription,
-    Tenant,
-    UsageAggregate,
-    UsageDirtyDay,
-    UsageEvent,
-)
+from svc_infra.billing.invoice_models import Invoice
+from svc_infra.billing.models import UsageAggregate, UsageEvent
 from svc_infra.billing.periods import Period
 from svc_infra.billing.usage_models import UsageCorrection, UsageMeter
+from svc_infra.simulation.audit_books import Books, read_books
+from svc_infra.simulation.audit_lines import LineAudit
 from svc_infra.simulation.audit_oracle import (
-    Events,
-    Finding,
-    Priced,
-    StoredInvoice,
-    StoredLine,
-    Unsettled,
     check_coverage,
     check_invoices,
-    check_lines,
+    check_notes,
     check_totals,
 )
+from svc_infra.simulation.audit_records import Finding
+from svc_infra.simulation.audit_usage import Event, Events, Meter
 
 PAGE = 50
 MAX_KEPT = 1_000
 _EVENTS_AT_A_TIME = 5_000
-_ZONES = timedelta(hours=15)
-_EVER = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +48,7 @@ class Difference:
 class AuditReport:
     """What was compared. ``differences`` are the first 1,000 of ``difference_count``.
 
-    ``recomputed`` counts lines; ``unknown`` are lines whose price or meter the recomputation does not know;
+    ``recomputed`` counts lines; ``unknown`` are lines without terms that it could recompute;
     ``waiting`` are prices of a period of which late usage is recorded and not settled yet.
     """
 
@@ -88,18 +72,6 @@ class AuditReport:
         self.difference_count += len(findings)
         for each in findings[: MAX_KEPT - len(self.differences)]:
             self.differences.append(Difference(tenant_id, each.kind, each.invoice_id, each.text))
-
-
-@dataclass
-class _Books:
-    """What is stored of one tenant."""
-
-    invoices: list[StoredInvoice] = field(default_factory=list)
-    lines: list[StoredLine] = field(default_factory=list)
-    days: list[tuple[str, tuple[datetime, datetime], Fraction]] = field(default_factory=list)
-    priced: list[Priced] = field(default_factory=list)
-    unsettled: Unsettled = field(default_factory=Unsettled)
-    zone: ZoneInfo = field(default_factory=lambda: ZoneInfo("UTC"))
 
 
 async def audit(
@@ -146,153 +118,88 @@ def _tenants_after(session: Session, after: str) -> list[str]:
 def _audit_page(
     session: Session, tenant_ids: Sequence[str], period: Period | None, report: AuditReport
 ) -> None:
-    books = _read_books(session, tenant_ids)
-    # Meters that are no plain sums.
-    opaque = set(session.scalars(select(UsageMeter.metric)))
-    for tenant_id, events in _events_of(session, tenant_ids, books, report):
+    books = read_books(session, tenant_ids)
+    meters: dict[str, Meter] = {
+        metric: definition
+        for metric, definition in session.execute(select(UsageMeter.metric, UsageMeter.definition))
+    }
+    for tenant_id in tenant_ids:
         own = books[tenant_id]
-        zone = own.zone
-        checked = check_lines(own.invoices, own.lines, events, own.unsettled, opaque, zone)
-        findings = [
-            *check_invoices(own.invoices, own.lines),
-            *checked.findings,
-            *check_totals(own.days, events, own.unsettled, opaque),
-            *check_coverage(own.invoices, own.lines, own.priced, events, own.unsettled, zone),
-        ]
-        report.tenants += 1
-        report.invoices += len(own.invoices)
-        report.lines += len(own.lines)
-        report.recomputed += checked.recomputed
-        report.unknown += checked.unknown
-        report.waiting += checked.waiting
+        events = _added_up(session, tenant_id, own, report)
+        findings = _audit_tenant(session, tenant_id, own, events, meters, report)
         if period is not None:
             within = {
                 each.id
-                for each in own.invoices
+                for each in own.invoices.values()
                 if period.start <= each.span[0] and each.span[1] <= period.end
             }
             findings = [each for each in findings if each.invoice_id in within]
         report.add(tenant_id, findings)
 
 
-def _read_books(session: Session, tenant_ids: Sequence[str]) -> dict[str, _Books]:
-    books: dict[str, _Books] = defaultdict(_Books)
-    for row in _rows(session, select(Invoice.__table__).where(Invoice.tenant_id.in_(tenant_ids))):
-        books[row.tenant_id].invoices.append(
-            StoredInvoice(
-                row.id,
-                row.kind,
-                row.cycle,
-                row.currency,
-                (row.period_start, row.period_end),
-                row.status,
-                row.series,
-                row.number,
-                row.total_amount,
-            )
-        )
-    for table in (InvoiceLine, PendingLine):
-        for row in _rows(session, select(table.__table__).where(table.tenant_id.in_(tenant_ids))):
-            books[row.tenant_id].lines.append(_line(row))
-    day = UsageAggregate
-    for row in _rows(
-        session,
-        select(day.tenant_id, day.metric, day.period_start, day.period_end, day.total).where(
-            day.tenant_id.in_(tenant_ids), day.granularity == "day"
-        ),
-    ):
-        books[row.tenant_id].days.append(
-            (row.metric, (row.period_start, row.period_end), Fraction(row.total))
-        )
-    mark, change = UsageDirtyDay, UsageChange
-    for row in _rows(
-        session,
-        select(mark.tenant_id, mark.metric, mark.day_start, mark.day_end)
-        .where(mark.tenant_id.in_(tenant_ids))
-        .distinct(),
-    ):
-        books[row.tenant_id].unsettled.add(row.metric, (row.day_start, row.day_end))
-    for row in _rows(session, select(change).where(change.tenant_id.in_(tenant_ids))):
-        note: UsageChange = row[0]
-        books[note.tenant_id].unsettled.add(note.metric, _around(note.month))
-    zones = select(Tenant.tenant_id, Tenant.timezone).where(Tenant.tenant_id.in_(tenant_ids))
-    for row in _rows(session, zones):
-        books[row.tenant_id].zone = ZoneInfo(row.timezone)
-    _read_prices(session, tenant_ids, books)
-    return books
+def _audit_tenant(
+    session: Session,
+    tenant_id: str,
+    own: Books,
+    events: dict[str, Events],
+    meters: dict[str, Meter],
+    report: AuditReport,
+) -> list[Finding]:
+    def read(metric: str, start: datetime | None, end: datetime) -> Iterator[Event]:
+        return _events(session, tenant_id, metric, start, end)
+
+    invoices, lines = own.invoices.values(), own.lines
+    audited = LineAudit(own.invoices, own.subscriptions, events, read, own.unsettled, meters, own.zone).check(
+        lines, [price for price in own.prices if price.metric is None]
+    )
+    report.tenants += 1
+    report.invoices += len(own.invoices)
+    report.lines += len(lines)
+    report.recomputed += audited.recomputed
+    report.unknown += audited.unknown
+    report.waiting += audited.waiting
+    return [
+        *check_invoices(invoices, lines, own.notes),
+        *check_notes(own.invoices, lines, own.notes),
+        *audited.findings,
+        *check_totals(own.days, events, read, own.unsettled, meters),
+        *check_coverage(invoices, lines, own.priced(), events, read, own.unsettled, own.zone),
+    ]
 
 
-def _read_prices(session: Session, tenant_ids: Sequence[str], books: dict[str, _Books]) -> None:
-    price, held = Price, Subscription
-    columns = (price.currency, price.metric, price.effective_on, price.ended_on)
-    for row in _rows(
-        session,
-        select(held.tenant_id, held.cycle, held.effective_at, held.ended_at, *columns)
-        .join(price, price.plan_id == held.plan_id)
-        .where(held.tenant_id.in_(tenant_ids), price.metric.is_not(None)),
-    ):
-        span = (row.effective_at, row.ended_at or _EVER)
-        books[row.tenant_id].priced.append(
-            Priced(row.cycle, row.currency, row.metric, span, row.effective_on, row.ended_on)
-        )
-    ever = (datetime.min.replace(tzinfo=UTC), _EVER)
-    for row in _rows(session, select(*columns).where(price.plan_id.is_(None), price.metric.is_not(None))):
-        for tenant_id in tenant_ids:
-            books[tenant_id].priced.append(
-                Priced(CALENDAR_CYCLE, row.currency, row.metric, ever, row.effective_on, row.ended_on)
-            )
+def _added_up(session: Session, tenant_id: str, own: Books, report: AuditReport) -> dict[str, Events]:
+    """A tenant's raw events, added up by metric and day as they are read."""
+    found: dict[str, Events] = {}
+    rows = session.execute(
+        select(UsageEvent.metric, UsageEvent.at_ts, UsageEvent.amount)
+        .where(UsageEvent.tenant_id == tenant_id, ~_is_corrected())
+        .order_by(UsageEvent.metric, UsageEvent.at_ts)
+        .execution_options(yield_per=_EVENTS_AT_A_TIME)
+    )
+    for metric, at, amount in rows:
+        if metric not in found:
+            found[metric] = Events(own.zone)
+        found[metric].add(at, amount)
+        report.events += 1
+    return found
 
 
-def _events_of(
-    session: Session, tenant_ids: Sequence[str], books: dict[str, _Books], report: AuditReport
-) -> Iterator[tuple[str, dict[str, Events]]]:
-    """Each tenant with its raw events, added up by day as they are read."""
+def _events(
+    session: Session, tenant_id: str, metric: str, start: datetime | None, end: datetime
+) -> Iterator[Event]:
+    """The counted events of a metric, in time order, and of one instant in the order they were recorded."""
     event = UsageEvent
-    for tenant_id in tenant_ids:
-        zone = books[tenant_id].zone
-        found: dict[str, Events] = {}
-        rows = session.execute(
-            select(event.metric, event.at_ts, event.amount)
-            .where(event.tenant_id == tenant_id, ~_is_corrected())
-            .order_by(event.metric, event.at_ts)
-            .execution_options(yield_per=_EVENTS_AT_A_TIME)
-        )
-        for metric, at, amount in rows:
-            if metric not in found:
-                found[metric] = Events(zone)
-            found[metric].add(at, amount)
-            report.events += 1
-        yield tenant_id, found
+    asked = select(event.at_ts, event.amount, event.metadata_json).where(
+        event.tenant_id == tenant_id, event.metric == metric, event.at_ts < end, ~_is_corrected()
+    )
+    if start is not None:
+        asked = asked.where(event.at_ts >= start)
+    ordered = asked.order_by(event.at_ts, event.id).execution_options(yield_per=_EVENTS_AT_A_TIME)
+    for at, amount, metadata_json in session.execute(ordered):
+        yield Event(at, amount, metadata_json)
 
 
 def _is_corrected() -> ColumnElement[bool]:
     """A voided or amended event; what replaces it is an event of its own."""
     corrected = UsageCorrection
     return exists().where(corrected.tenant_id == UsageEvent.tenant_id, corrected.event_id == UsageEvent.id)
-
-
-def _around(month: date) -> tuple[datetime, datetime]:
-    """A note names a month of UTC; the tenant's own may begin 15 hours earlier or end as much later."""
-    start = datetime(month.year, month.month, 1, tzinfo=UTC)
-    end = datetime(month.year + month.month // 12, month.month % 12 + 1, 1, tzinfo=UTC)
-    return start - _ZONES, end + _ZONES
-
-
-def _line(row: Any) -> StoredLine:
-    return StoredLine(
-        getattr(row, "invoice_id", "") or "",
-        getattr(row, "position", 0),
-        row.kind,
-        row.metric,
-        row.subscription_id,
-        (row.period_start, row.period_end),
-        Fraction(row.quantity),
-        row.amount,
-        row.price_snapshot,
-        row.details or {},
-        row.adjusts_invoice_id,
-    )
-
-
-def _rows(session: Session, statement: Executable) -> Iterator[Any]:
-    return iter(session.execute(statement))

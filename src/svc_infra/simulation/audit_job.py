@@ -31,7 +31,11 @@ log = structlog.get_logger(__name__)
 
 
 class FoundDifference(BaseModel):
-    """One difference; ``kind`` is total, number, overlap, quantity, amount, day total or unbilled."""
+    """One difference.
+
+    ``kind`` is total, number, overlap, quantity, amount, day total, unbilled, credit, adjustment or
+    credit note.
+    """
 
     tenant_id: str
     kind: str

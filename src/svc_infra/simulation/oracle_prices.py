@@ -8,6 +8,7 @@ the rest of the catalog is valid it trusts, because the catalog parser has refus
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from decimal import Decimal
 from fractions import Fraction
 from math import ceil, floor
@@ -96,12 +97,7 @@ def bills_zero_usage(price: Price) -> bool:
 
 def amount_minor(price: Price, quantity: Fraction) -> int:
     """What a month's quantity costs in minor units, rounded once, a half away from zero."""
-    cost = _cost(price, quantity)
-    if "maximum_amount" in price:
-        cost = min(cost, price["maximum_amount"])
-    if "minimum_amount" in price:
-        cost = max(cost, price["minimum_amount"])
-    return floor(cost + Fraction(1, 2))  # never negative, so upwards is away from zero
+    return _bounded(price, _cost(price, quantity), Fraction(1))
 
 
 def line_amount(snapshot: dict[str, Any], quantity: Fraction, *, minimum_ratio: Fraction) -> int:
@@ -112,11 +108,42 @@ def line_amount(snapshot: dict[str, Any], quantity: Fraction, *, minimum_ratio: 
     price = _with_fractions(snapshot)
     _check(price)
     cost = _cost(price, quantity) if quantity > 0 else _first_flat(price)
+    return _bounded(price, cost, minimum_ratio)
+
+
+def event_line_amount(
+    snapshot: dict[str, Any], amounts: Iterable[Decimal], *, minimum_ratio: Fraction
+) -> int:
+    """What a line of a price by the event costs: each amount (money in major units) for itself, in order.
+
+    The free part ends with the first of its limits that is reached. ValueError names what is not known.
+    """
+    price = _with_fractions({key: value for key, value in snapshot.items() if key != "per_event"})
+    _check(price)
+    rules = {key: Fraction(Decimal(value)) for key, value in snapshot["per_event"].items()}
+    free_events, free_amount = rules.get("free_events", 0), price.get("free_units", Fraction(0))
+    is_free = bool(free_events or free_amount)
+    used = cost = Fraction(0)
+    for number, amount in enumerate((Fraction(amount) for amount in amounts if amount >= 0), start=1):
+        charged = amount
+        if is_free:
+            used += amount
+            is_free = number != free_events and not (free_amount and used >= free_amount)
+            if not free_amount or used <= free_amount:
+                continue
+            charged = used - free_amount
+        fee = charged * _unit_amount(price, price) + rules.get("fixed_amount", 0)
+        fee = max(fee, rules.get("minimum_amount", fee))
+        cost += min(fee, rules.get("maximum_amount", fee))
+    return _bounded(price, cost, minimum_ratio)
+
+
+def _bounded(price: Price, cost: Fraction, minimum_ratio: Fraction) -> int:
     if "maximum_amount" in price:
         cost = min(cost, price["maximum_amount"])
     if "minimum_amount" in price:
         cost = max(cost, price["minimum_amount"] * minimum_ratio)
-    return floor(cost + Fraction(1, 2))
+    return floor(cost + Fraction(1, 2))  # never negative, so upwards is away from zero
 
 
 def _cost(price: Price, quantity: Fraction) -> Fraction:
