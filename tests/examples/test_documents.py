@@ -1,132 +1,143 @@
 """The README and the documents, held to what they say: blocks run, tests exist, links lead somewhere.
 
-A document with an entry in ``SET_UPS`` is run from top to bottom in a folder of its own: Python blocks share
-one namespace, commands are given to the command line, and a block with a file name after its language is
-written to that file. Elsewhere a ``python runnable`` block is run by itself, and of a plain ``python`` block
-the syntax and the names that it imports from us are checked.
+The pages of ``FOLLOWED`` are followed from top to bottom (``reader.py``). Elsewhere a ``python runnable``
+block is run by itself; of a plain ``python`` block the syntax and the names that it imports from us are
+checked, of a command its options, of settings their keys, and of a request its route.
 """
 
 from __future__ import annotations
 
 import ast
 import asyncio
+import configparser
+import json
 import re
 import shlex
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import shutil
+import socket
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
-from click.testing import CliRunner
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from svc_infra.api.fastapi.service import make_app
 from svc_infra.billing import UsageEvent
+from svc_infra.billing.catalog import parse_catalog
 from svc_infra.cli import cli
+from svc_infra.config import Settings
 from svc_infra.db.migration import migrate
 from svc_infra.db.session import make_engine
 from svc_infra.jobs import process_one
+from tests.examples.reader import OURS, ROOT, Block, Reader, blocks, commands, python
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
     if path.name != "specification.md"  # which has a test of its own
 }
 READING_PATH_LINES = range(1_700, 2_100)
-BLOCK = re.compile(r"^```(\S+)(?: +(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 NAMED_TEST = re.compile(r"(tests/[\w/]+\.py)::(\w+)")
 
-Names = dict[str, Any]
+# --- pages that are followed as a whole -----------------------------------------------------------
+
+FOLLOWED = {
+    "README.md",
+    "docs/howto/billing.md",
+    "docs/howto/http.md",
+    "docs/tutorials/fastapi.md",
+    "docs/tutorials/first_customer.md",
+    "docs/tutorials/postgresql.md",
+    "docs/tutorials/receive_webhooks.md",
+}
 
 
-@dataclass(frozen=True)
-class Block:
-    page: str
-    line: int
-    language: str
-    argument: str
-    code: str
-
-    @property
-    def place(self) -> str:
-        return f"{self.page}:{self.line}"
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to be in, for pages that begin in a checkout and go on beside it."""
+    monkeypatch.delitem(sys.modules, "shop", raising=False)
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield folder
+    sys.modules.pop("shop", None)
 
 
-def blocks(page: str) -> Iterator[Block]:
-    for match in BLOCK.finditer(PAGES[page]):
-        line = PAGES[page].count("\n", 0, match.start()) + 1
-        yield Block(page, line, match[1], match[2] or "", match[3])
+def free_ports(*said: int) -> dict[str, str]:
+    """For each port that a page names, one that is free."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in said]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return {str(port): str(each.getsockname()[1]) for port, each in zip(said, sockets, strict=True)}
 
 
-def python(block: Block, names: Names) -> None:
-    exec(compile(block.code, block.place, "exec", dont_inherit=True), names)
+def test_a_customer_is_billed_by_following_the_tutorial(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Reader(monkeypatch) as reader:
+        reader.follow("docs/tutorials/first_customer.md")
 
 
-# --- documents that are run as a whole ------------------------------------------------------------
+@pytest.mark.postgres_only
+def test_a_database_is_moved_to_postgresql_by_following_the_tutorial(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, empty_database_url: str
+) -> None:
+    with Reader(monkeypatch, {"postgresql://localhost/billing": empty_database_url}) as reader:
+        reader.follow("docs/tutorials/first_customer.md")
+        reader.follow("docs/tutorials/postgresql.md")
 
 
-def a_migrated_database() -> None:
+def test_billing_is_mounted_by_following_the_tutorial(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Reader(monkeypatch, free_ports(8000)) as reader:
+        reader.follow("docs/tutorials/fastapi.md")
+
+
+def test_webhooks_are_received_by_following_the_tutorial(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = "docs/tutorials/receive_webhooks.md"
+    with Reader(monkeypatch, free_ports(9000, 9001)) as reader:
+        if shutil.which("node"):
+            reader.follow(page)
+        else:
+            reader.follow(page, until="js")
+            pytest.skip("ONLY THE PYTHON HALF WAS RUN: node is missing; install Node.js 18 or newer")
+
+
+def test_the_how_to_of_billing_bills_as_it_says(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Reader(monkeypatch) as reader:
+        reader.follow("docs/howto/billing.md")
+    exported = (checkout / "invoices.csv").read_text(encoding="utf-8").splitlines()
+    assert len(exported) == 1 + 2, "the header and the two lines of the one invoice"
+
+
+def test_the_how_to_of_http_is_answered_as_it_says(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Reader(monkeypatch) as reader:
+        reader.follow("docs/howto/http.md")
+
+
+def test_the_readme_s_example_commits_usage_job_and_effects(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def bring_up() -> None:
         engine = make_engine("sqlite:///svc_infra.db")
         await migrate(engine)
         await engine.dispose()
 
     asyncio.run(bring_up())
-
-
-def nothing() -> None:
-    """The document begins with nothing, as its reader does."""
-
-
-SET_UPS: dict[str, Callable[[], None]] = {
-    "README.md": a_migrated_database,
-    "docs/howto/billing.md": nothing,
-    "docs/howto/http.md": nothing,
-}
-
-
-def run_page(page: str) -> Names:
-    """Run a document's Python, files and ``worker.py`` commands in the working directory."""
-    SET_UPS[page]()
-    names: Names = {"__name__": "document"}
-    for block in blocks(page):
-        if block.language == "python":
-            python(block, names)
-        elif block.argument:
-            Path(block.argument).write_text(block.code, encoding="utf-8")
-        elif block.language == "console":
-            for line in block.code.splitlines():
-                if line.startswith("worker.py "):
-                    command(block, line)
-    return names
-
-
-def command(block: Block, line: str) -> None:
-    result = CliRunner().invoke(cli, shlex.split(line)[1:])
-    assert result.exit_code == 0, f"{block.place}: {line}: {result.output}{result.exception!r}"
-
-
-def test_the_how_to_of_billing_bills_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    run_page("docs/howto/billing.md")
-    exported = (tmp_path / "invoices.csv").read_text(encoding="utf-8").splitlines()
-    assert len(exported) == 1 + 2, "the header and the two lines of the one invoice"
-
-
-def test_the_how_to_of_http_is_answered_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    run_page("docs/howto/http.md")
-
-
-def test_the_readme_s_example_commits_usage_job_and_effects(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    names = run_page("README.md")
+    with Reader(monkeypatch) as reader:
+        names = reader.follow("README.md")
 
     async def use() -> list[tuple[str, str]]:
         await names["order"]("t1", "order-1")
@@ -143,11 +154,11 @@ def test_the_readme_s_example_commits_usage_job_and_effects(
 
 
 def test_the_readme_is_two_screens() -> None:
-    assert len(PAGES["README.md"].splitlines()) <= 100
+    assert len(PAGES["README.md"].splitlines()) <= 80
 
 
 def test_the_reading_path_is_as_long_as_it_says() -> None:
-    _, _, path = PAGES["README.md"].partition("read these in order")
+    _, _, path = PAGES["CONTRIBUTING.md"].partition("Read these in order")
     files = [target for target, _ in LINK.findall(path.partition("The reasons")[0])]
     assert len(files) > 5
     lines = sum(len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in files)
@@ -156,29 +167,76 @@ def test_the_reading_path_is_as_long_as_it_says() -> None:
 
 # --- all other blocks -----------------------------------------------------------------------------
 
-
-OTHERS = [
-    block
-    for page in PAGES
-    if page not in SET_UPS
-    for block in blocks(page)
-    if block.language in ("python", "py", "python3")
-]
+OTHERS = [block for page in PAGES if page not in FOLLOWED for block in blocks(page)]
 
 
-@pytest.mark.parametrize("block", OTHERS or [None], ids=lambda block: block.place if block else "none")
+@pytest.mark.parametrize("block", OTHERS, ids=lambda block: block.place)
 def test_a_block_elsewhere_runs_or_at_least_names_what_exists(
-    block: Block | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if block is None:
-        return
-    assert block.language == "python", f"{block.place}: write ```python"
-    assert block.argument in ("", "runnable"), f"{block.place}: nobody knows how to run {block.argument!r}"
+    assert block.argument == ("runnable" if block.argument else ""), f"{block.place}: nobody runs it"
     monkeypatch.chdir(tmp_path)
     if block.argument == "runnable":
         python(block, {"__name__": "document"})
     else:
-        check_names(block)
+        CHECKS[block.language](block)
+
+
+def check_commands(block: Block) -> None:
+    for command in commands(block):
+        words = shlex.split(command)
+        if words[0] in OURS:
+            check_command(words[1:], block.place)
+        elif words[0] == "make":
+            assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(encoding="utf-8"), (
+                f"{block.place}: {command}"
+            )
+        elif words[0] == "curl":
+            check_request(words, block.place)
+
+
+def check_command(words: list[str], place: str) -> None:
+    """That there is such a command, with these options and as many arguments."""
+    command: click.Command = cli
+    context = click.Context(cli, info_name="worker.py", **cli.context_settings)
+    while isinstance(command, click.Group):
+        found = command.get_command(context, words[0])
+        assert found is not None, f"{place}: there is no command {words[0]!r}"
+        command, words = found, words[1:]
+        context = click.Context(command, info_name=command.name, parent=context)
+    words = words[: words.index(">")] if ">" in words else words
+    try:
+        command.make_parser(context).parse_args(words)
+    except click.ClickException as error:
+        raise AssertionError(f"{place}: {error.format_message()}") from error
+
+
+def check_request(words: list[str], place: str) -> None:
+    path = next(word.removeprefix("$API") for word in words if word.startswith("$API"))
+    method = words[words.index("-X") + 1].lower() if "-X" in words else "get"
+    paths = make_app(make_engine("sqlite:///:memory:")).openapi()["paths"]
+    assert method in paths.get(path, {}), f"{place}: there is no {method} {path}"
+
+
+def check_toml(block: Block) -> None:
+    """That it is a catalog, or names settings that exist."""
+    written = tomllib.loads(block.code)
+    if written.keys() & {"plans", "prices"}:
+        parse_catalog(block.code)
+        return
+    for section, keys in written.items():
+        known = type(getattr(Settings(), section)).model_fields
+        assert {key.removesuffix("_file") for key in keys} <= known.keys(), block.place
+
+
+CHECKS: dict[str, Any] = {
+    "python": lambda block: check_names(block),
+    "console": check_commands,
+    "toml": check_toml,
+    "json": lambda block: json.loads(block.code),
+    "ini": lambda block: configparser.ConfigParser(strict=False, interpolation=None).read_string(block.code),
+    "sql": lambda block: None,  # run below
+}
 
 
 def check_names(block: Block) -> None:
@@ -200,6 +258,19 @@ def check_names(block: Block) -> None:
 def test_the_check_of_names_finds_one_that_is_not_there() -> None:
     with pytest.raises(AssertionError, match="has no Wrokload"):
         check_names(Block("page.md", 1, "python", "", "from svc_infra.jobs import Wrokload\n"))
+
+
+def test_the_index_leads_to_every_page() -> None:
+    folder = ROOT / "docs"
+    linked = {(folder / target).resolve() for target, _ in LINK.findall(PAGES["docs/README.md"])}
+    missing = {
+        page
+        for page in PAGES
+        if page.startswith("docs/")
+        and page != "docs/README.md"
+        and not linked & {ROOT / page, (ROOT / page).parent}
+    }
+    assert missing == set()
 
 
 def test_every_promise_of_the_readme_has_its_section() -> None:
