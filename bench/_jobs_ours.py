@@ -65,8 +65,7 @@ class Ours(Peer):
             await self.queue.enqueue_many(session, requests)
 
     async def one(self, payload: dict[str, Any]) -> None:
-        async with self.sessions.begin() as session:
-            self.queue.bind(session).enqueue(NAME, payload)
+        await self.queue.enqueue_alone(NAME, payload)
 
     async def work(self, arrivals: Arrivals, stop: asyncio.Event) -> None:
         handlers = Handlers(self.sessions)

@@ -21,6 +21,7 @@ from _common import Measure, arguments, check_equal, databases, note, report
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from svc_infra.cli.context import run_async
 from svc_infra.db.schema import create_schema
 from svc_infra.db.session import make_engine, make_session_factory
 from svc_infra.jobs import Handlers, Job, SqlJobQueue, Worker
@@ -163,6 +164,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        asyncio.run(work(*sys.argv[2:4]))
+        # The garbage collector and the event loop are those of worker.py run.
+        run_async(work(*sys.argv[2:4]), is_worker=True)
     else:
         main()

@@ -54,7 +54,7 @@ async def test_each_key_has_slots_of_its_own_and_a_blocked_one_holds_up_no_other
     many = [PER_ACCOUNT.request({"account": "a", "n": n}, priority=-9) for n in range(300)]
     other = PER_ACCOUNT.request({"account": "b"})
     await fill(queue, session_factory, *many, other, JobRequest("free"))
-    first = await queue.claim(5)
+    first = [*await queue.claim(5), *await queue.claim(5)]
     found = [(job.name, job.payload.get("account")) for job in first]
     assert found == [("free", None), ("sync", "a"), ("sync", "b")]
     assert await queue.claim(5) == []

@@ -69,7 +69,7 @@ async def test_each_key_has_its_own_rate_and_one_that_is_used_up_holds_up_no_oth
 ) -> None:
     many = [PER_ACCOUNT.request({"account": "a", "n": n}, priority=-9) for n in range(300)]
     await fill(queue, session_factory, *many, PER_ACCOUNT.request({"account": "b"}), JobRequest("free"))
-    first = await queue.claim(5)
+    first = [*await queue.claim(5), *await queue.claim(5)]
     found = [(job.name, job.payload.get("account")) for job in first]
     assert found == [("free", None), ("sync", "a"), ("sync", "b")]
     assert await queue.claim(5) == []

@@ -31,6 +31,7 @@ from svc_infra.jobs import (
     statements,
 )
 from svc_infra.jobs import attempt as attempts
+from svc_infra.jobs.claimer import Claimer
 from svc_infra.jobs.completions import Completions
 from svc_infra.jobs.executor import Executor
 from svc_infra.jobs.queue import Finish
@@ -153,8 +154,12 @@ async def test_a_commit_keeps_cancellations_out(
     executor: Executor,
     session_factory: Sessions,
     kind: str,
+    target: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if (kind, target) == ("plain", "postgres"):
+        pytest.skip("on PostgreSQL the end of a plain job is one statement, and there is no commit to cancel")
+
     async def bare(session: AsyncSession) -> None:
         await session.commit()
 
@@ -298,15 +303,15 @@ async def test_the_order_within_a_line(
 async def test_another_tenant_s_start_behind_a_backlog(
     session_factory: Sessions, wall: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def no_turn(self: Worker, lane: object) -> bool:
+    async def no_turn(self: Claimer) -> bool:
         return False
 
     if wall == "the turn":
-        monkeypatch.setattr(Worker, "_claim_in_turn", no_turn)
+        monkeypatch.setattr(Claimer, "claim_in_turn", no_turn)
     elif wall == "the head room":
         monkeypatch.setattr(lane, "_HEAD_ROOM", 0)
     else:
-        monkeypatch.setattr(Worker, "wake", lambda self: self._wake.set())
+        monkeypatch.setattr(Worker, "wake", lambda self: self._claimer.wake())
     body = test_fairness.test_another_tenants_job_starts_at_once_although_one_holds_all_slots_and_the_backlog
     monkeypatch.setattr(test_fairness, "SOON_SECONDS", 1.0)
     await fails(body(session_factory, monkeypatch))

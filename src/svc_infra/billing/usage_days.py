@@ -48,6 +48,11 @@ def marked_days(session: Session, *, limit: int) -> list[DayKey]:
     return [day_key(row) for row in session.connection().execute(_oldest_marks(limit))]
 
 
+def any_mark() -> Select[Any]:
+    """A mark of any day."""
+    return select(_MARK.c.id).limit(1)
+
+
 def day_key(row: Any) -> DayKey:
     """The day of a row of marks or totals."""
     return DayKey(row.tenant_id, row.metric, Period(row.day_start, row.day_end))

@@ -14,8 +14,9 @@ from sqlalchemy.orm import Session
 
 from svc_infra.billing.aggregation import recompute
 from svc_infra.billing.entitlements import announce_recorded
-from svc_infra.billing.usage_days import marked_days
+from svc_infra.billing.usage_days import any_mark, marked_days
 from svc_infra.clock import Clock, SystemClock
+from svc_infra.db.session import finds_any
 from svc_infra.jobs.loop import run_loop
 
 _BATCH = 500
@@ -37,6 +38,8 @@ class UsageFollower:
 
     async def follow(self) -> bool:
         """Recompute a batch of marked days; False if that was all of them."""
+        if not await finds_any(self._session_factory, any_mark()):
+            return False
         async with self._session_factory.begin() as session:
             return await session.run_sync(self._follow) == _BATCH
 

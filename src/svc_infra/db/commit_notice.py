@@ -4,8 +4,9 @@ A notice is for a *channel*, the name of what was committed (jobs, messages). Mi
 everybody polls too. Who listens is in ``svc_infra.jobs.waking``.
 
 - In the same process: at the commit of the session.
-- On PostgreSQL: NOTIFY in the session's transaction. It takes one lock of the whole server at commit, so a
-  process sends it at most every 20 ms on a channel; who listens looks once more after twice that time.
+- On PostgreSQL: NOTIFY in the session's transaction, within the statement that writes the news if it can be.
+  It takes one lock of the whole server at commit, so a process sends a few at once and then one every 20 ms
+  on a channel. The last one before it falls silent says ``MORE``: who listens looks again a little later.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from sqlalchemy.orm import Session
 from svc_infra.db.after_commit import call_after_commit
 
 DEBOUNCE_SECONDS = 0.02
-_ANNOUNCING = "svc_infra.announced_channels"
-_NOTIFY = select(func.pg_notify(bindparam("channel", type_=String), ""))
+ALONE, MORE = "", "more"
+_AT_ONCE = 4.0
+_ANNOUNCED = "svc_infra.announced_channels"
+_COMMITTING = "svc_infra.is_committing"
+_NOTIFY = select(func.pg_notify(bindparam("channel", type_=String), bindparam("notice", type_=String)))
 
 # By the URL of the database, because an application may work with several.
 _wakers: dict[tuple[URL, str], set[Callable[[], None]]] = {}
-_notified_at: dict[tuple[URL, str], float] = {}
+# How many notifications may be sent now, as of an instant.
+_allowed: dict[tuple[URL, str], tuple[float, float]] = {}
 
 
 def add_waker(url: URL, channel: str, wake: Callable[[], None]) -> None:
@@ -45,10 +50,31 @@ def announce(session: Session, channel: str) -> None:
         call_after_commit(session, lambda: _wake_all(url, channel))
     if url.get_backend_name() != "postgresql":
         return
-    if _ANNOUNCING not in session.info:
-        event.listen(session, "before_commit", _notify)
-        session.info[_ANNOUNCING] = set()
-    session.info[_ANNOUNCING].add(channel)
+    session.info.setdefault(_ANNOUNCED, set()).add(channel)
+
+
+def take_notice(session: Session, channel: str) -> str | None:
+    """Return what a statement of a flush is to notify ``channel`` of; None if it is not to.
+
+    Only in the flush of a commit: a notice that is sent by an earlier one would hold back those of others for
+    as long as the transaction goes on.
+    """
+    if not session.info.get(_COMMITTING) or channel not in session.info[_ANNOUNCED]:
+        return None
+    session.info[_ANNOUNCED].discard(channel)
+    return next_notice(session, channel)
+
+
+def next_notice(session: Session, channel: str) -> str | None:
+    """Return what to notify ``channel`` of now; None where too many were sent a moment ago."""
+    key, now = (session.get_bind().engine.url, channel), time.monotonic()
+    allowed, as_of = _allowed.get(key, (_AT_ONCE, now))
+    allowed = min(_AT_ONCE, allowed + (now - as_of) / max(DEBOUNCE_SECONDS, 1e-9))
+    is_allowed = allowed >= 1
+    _allowed[key] = (allowed - is_allowed, now)
+    if not is_allowed:
+        return None
+    return MORE if allowed < 2 else ALONE
 
 
 def _wake_all(url: URL, channel: str) -> None:
@@ -57,11 +83,19 @@ def _wake_all(url: URL, channel: str) -> None:
 
 
 def _notify(session: Session) -> None:
-    if session.in_nested_transaction() or not session.info[_ANNOUNCING]:
+    if not session.info.get(_ANNOUNCED) or session.in_nested_transaction():
         return
-    channels, session.info[_ANNOUNCING] = session.info[_ANNOUNCING], set()
-    url, now = session.get_bind().engine.url, time.monotonic()
+    session.info[_COMMITTING] = True
+    try:
+        session.flush()
+    finally:
+        del session.info[_COMMITTING]
+    channels = session.info.pop(_ANNOUNCED)
     for channel in sorted(channels):
-        if now - _notified_at.get((url, channel), 0.0) >= DEBOUNCE_SECONDS:
-            _notified_at[url, channel] = now
-            session.connection().execute(_NOTIFY, {"channel": channel})
+        notice = next_notice(session, channel)
+        if notice is not None:
+            session.connection().execute(_NOTIFY, {"channel": channel, "notice": notice})
+
+
+# Of the class and once: to listen to a session costs more than to send a notification.
+event.listen(Session, "before_commit", _notify)

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from svc_infra.canonical import compact_json
 from svc_infra.db.base import new_id
+from svc_infra.db.commit_notice import next_notice, take_notice
 from svc_infra.exceptions import SvcInfraError
 from svc_infra.jobs.insert_statements import (
     KEYS,
@@ -28,9 +29,9 @@ from svc_infra.jobs.job import DEFAULT_MAX_ATTEMPTS, Job, JobRequest, JobState, 
 from svc_infra.jobs.models import JobRow
 from svc_infra.jobs.rows import dialect_of, job_from_row
 from svc_infra.jobs.statements import jobs
-from svc_infra.jobs.waking import announce
+from svc_infra.jobs.waking import JOBS_CHANNEL, announce
 
-_LISTENING = "svc_infra.unique_jobs"
+_PENDING = "svc_infra.pending_jobs"
 # Each round needs somebody else's job to finish between our insert and our look at it.
 _ROUNDS = 20
 
@@ -82,6 +83,14 @@ def enqueue_all(session: Session, requests: Sequence[JobRequest], *, now: dateti
     return _write(session.connection(), list(zip(new, requests, strict=True)), now=now)
 
 
+def enqueue_committing(session: Session, request: JobRequest, *, now: datetime) -> Enqueued:
+    """Insert a job with its notice, in a session of which each statement commits; see ``enqueue_all``."""
+    connection, new = session.connection(), [(new_job(request, now=now), request)]
+    notice = next_notice(session, JOBS_CHANNEL) if connection.dialect.name == "postgresql" else None
+    (enqueued,) = _write(connection, new, now=now, notice=notice)
+    return enqueued
+
+
 def new_job(request: JobRequest, *, now: datetime) -> Job:
     """Return the job that ``request`` asks for, with an id and not stored yet."""
     return Job(
@@ -106,52 +115,39 @@ def new_job(request: JobRequest, *, now: datetime) -> Job:
 def add_job(session: Session, request: JobRequest, *, now: datetime) -> Job:
     """Add a job to the session's pending objects; it is written at the flush, a unique one if it is new."""
     job = new_job(request, now=now)
-    row = JobRow(
-        id=job.id,
-        name=job.name,
-        queue=job.queue,
-        tenant_id=job.tenant_id,
-        payload=job.payload,
-        priority=job.priority,
-        max_attempts=job.max_attempts,
-        run_at=job.run_at,
-        created_at=now,
-        state=JobState.AVAILABLE.value,
-        attempt=0,
-        rescues=0,
-        payload_version=job.payload_version,
-        meta=job.metadata,
-        trace_context=job.trace_context,
-        timeout_seconds=job.timeout_seconds,
-    )
-    row.group_id, row.waits_for = job.group_id, job.waits_for
-    row.limit_key, row.limit_slots, row.rate_starts, row.rate_seconds = _limits(request)
-    session.add(row)
+    session.add(JobRow(id=job.id))
+    session.info.setdefault(_PENDING, {})[job.id] = (job, request)
     announce(session)
-    if request.unique is not None:
-        row.unique_key = _digest(request, now)
-        requested: dict[str, tuple[Job, JobRequest]] | None = session.info.get(_LISTENING)
-        if requested is None:
-            requested = session.info[_LISTENING] = {}
-            event.listen(session, "before_flush", _write_unique)
-        requested[job.id] = (job, request)
     return job
 
 
-def _write_unique(session: Session, *_: object) -> None:
-    """Write pending unique jobs beside the unit of work, which would fail where one is there already."""
-    requested: dict[str, tuple[Job, JobRequest]] = session.info[_LISTENING]
-    pending = [row for row in session.new if isinstance(row, JobRow) and row.unique_key is not None]
-    for row in pending:
+def _write_pending(session: Session, *_: object) -> None:
+    """Write pending jobs beside the unit of work, which is slow and would fail where a unique one is there.
+
+    Their rows are pending objects so that the session forgets those of a savepoint that is rolled back.
+    """
+    requested: dict[str, tuple[Job, JobRequest]] | None = session.info.pop(_PENDING, None)
+    if requested is None:
+        return
+    chosen = []
+    for row in [row for row in session.new if isinstance(row, JobRow) and row.id in requested]:
         session.expunge(row)
-    chosen = [requested[row.id] for row in pending]
+        chosen.append(requested[row.id])
     if chosen:
-        _write(session.connection(), chosen, now=chosen[0][0].created_at)
-    # Whatever is not pending by now was written, or rolled back.
-    requested.clear()
+        notice = take_notice(session, JOBS_CHANNEL)
+        _write(session.connection(), chosen, now=chosen[0][0].created_at, notice=notice)
 
 
-def _write(connection: Connection, new: Sequence[tuple[Job, JobRequest]], *, now: datetime) -> list[Enqueued]:
+event.listen(Session, "before_flush", _write_pending)
+
+
+def _write(
+    connection: Connection,
+    new: Sequence[tuple[Job, JobRequest]],
+    *,
+    now: datetime,
+    notice: str | None = None,
+) -> list[Enqueued]:
     stands_for: dict[str, Enqueued] = {}
     for _ in range(_ROUNDS):
         missing = [(job, request) for job, request in new if job.id not in stands_for]
@@ -159,18 +155,22 @@ def _write(connection: Connection, new: Sequence[tuple[Job, JobRequest]], *, now
             return [stands_for[job.id] for job, _ in new]
         # In the order of their keys, so that two who insert the same ones do not wait for each other.
         missing.sort(key=lambda pair: _digest(pair[1], now) or "")
-        stands_for |= _insert_missing(connection, missing, now=now)
+        stands_for |= _insert_missing(connection, missing, now=now, notice=notice)
     raise SvcInfraError("unique jobs came and went in each of 20 tries; enqueue again")
 
 
 def _insert_missing(
-    connection: Connection, missing: Sequence[tuple[Job, JobRequest]], *, now: datetime
+    connection: Connection,
+    missing: Sequence[tuple[Job, JobRequest]],
+    *,
+    now: datetime,
+    notice: str | None,
 ) -> Mapping[str, Enqueued]:
     dialect = connection.dialect.name
     keys = {job.id: _digest(request, now) for job, request in missing}
     rows = [
         (
-            *_row(job.id, request, now),
+            *_row(job.id, request, job.created_at),
             keys[job.id],
             None if request.unique is None else request.unique.state_bits,
             request.payload_version,
@@ -184,7 +184,11 @@ def _insert_missing(
         for job, request in missing
     ]
     parameters = {**NEW_FULL_JOBS.parameters(dialect, rows), "now": now}
-    inserted = set(connection.execute(insert_full_statement(dialect), parameters).scalars())
+    if notice is not None:
+        parameters |= {"channel": JOBS_CHANNEL, "notice": notice}
+    inserted = set(
+        connection.execute(insert_full_statement(dialect, notice is not None), parameters).scalars()
+    )
     duplicates = [(job, request) for job, request in missing if job.id not in inserted]
     stands_for = {job.id: Enqueued(job, True) for job, _ in missing if job.id in inserted}
     if duplicates:

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Text,
     bindparam,
     cast,
+    func,
     insert,
     literal_column,
     select,
@@ -75,8 +76,11 @@ def insert_statement(dialect: str, varying: tuple[str, ...]) -> Insert:
 
 
 @cache
-def insert_full_statement(dialect: str) -> Any:
-    """Insert what has no key or a key that is free; of those with the same key the first."""
+def insert_full_statement(dialect: str, has_notice: bool = False) -> Any:
+    """Insert what has no key or a key that is free; of those with the same key the first.
+
+    With ``has_notice``, for PostgreSQL, it notifies ``channel`` of ``notice``, once however many rows.
+    """
     new = NEW_FULL_JOBS.table(dialect)
     values = {
         **_new_values(new.c, dialect),
@@ -96,7 +100,11 @@ def insert_full_statement(dialect: str) -> Any:
     insert_into = sqlite.insert if dialect == "sqlite" else postgresql.insert
     # Without a WHERE, SQLite would read ON CONFLICT as the ON of a join.
     rows = select(*values.values()).where(new.c.id.is_not(None))
-    return insert_into(jobs).from_select(list(values), rows).on_conflict_do_nothing().returning(jobs.c.id)
+    inserted = insert_into(jobs).from_select(list(values), rows).on_conflict_do_nothing()
+    if not has_notice:
+        return inserted.returning(jobs.c.id)
+    notify = func.pg_notify(bindparam("channel", type_=String), bindparam("notice", type_=String))
+    return inserted.returning(jobs.c.id, notify)
 
 
 @cache

@@ -28,7 +28,8 @@ class Lane:
     """Counts what a worker has in hand of some names, and says how many jobs to claim.
 
     While more is due than was claimed (``has_backlog``), the lane looks for jobs of tenants that have little
-    in hand, and takes some beyond its capacity, so that none waits until those before it are claimed.
+    in hand, and takes some beyond its capacity, so that none waits until those before it are claimed. It
+    looks soon where something was enqueued (``has_news``), and waits for room if need be (``wants_turns``).
     """
 
     def __init__(self, names: Collection[str], slots: Slots, capacity: int) -> None:
@@ -36,6 +37,7 @@ class Lane:
         self.slots = slots
         self.has_backlog = False
         self.has_news = False
+        self.wants_turns = False
         self._looked_at = 0.0
         self._has_found = False
         self._capacity = capacity
@@ -71,9 +73,12 @@ class Lane:
         is_likely = self.has_news or self._has_found
         return self._looked_at + (_LOOK_SECONDS if is_likely else _IDLE_LOOK_SECONDS) - now
 
-    def claimed(self, jobs: int, room: int) -> None:
-        """Have claimed ``jobs`` where there was ``room``: with fewer, nothing due is left."""
-        self.has_backlog = jobs >= room
+    def claimed(self, jobs: Sequence[Job], room: int) -> None:
+        """Have claimed ``jobs`` where there was ``room``: with fewer, nothing due is left.
+
+        A rescued job comes alone, whatever else is due.
+        """
+        self.has_backlog = len(jobs) >= room or any(job.rescues for job in jobs)
         self.has_news = self.has_news and self.has_backlog
 
     def looked(self, now: float, *, has_found: bool) -> None:

@@ -34,27 +34,24 @@ _MOST = 200
 
 def claim_limited(session: Session, limit: int, terms: ClaimTerms, *, place: Place) -> list[Job]:
     """Lease up to ``limit`` due jobs of limited kinds, as far as slots are free and rates are not used up."""
+    return take(session, due_limited(session, limit, terms, place=place), limit, terms)
+
+
+def due_limited(session: Session, limit: int, terms: ClaimTerms, *, place: Place) -> list[Any]:
+    """Look for due jobs of limited kinds that may start, as rows for ``take``, in claim order."""
     found = look(session, LIMIT, terms, place=place, heads=min(limit, _MOST))
     found.sort(key=lambda row: (row.priority, row.run_at, row.id))
     # A rescued job may be what killed its process, and is run alone.
-    due = found[:1] if found and found[0].rescues else [row for row in found if not row.rescues]
-    return _claim(session, due, limit, terms)
+    return found[:1] if found and found[0].rescues else [row for row in found if not row.rescues]
 
 
-def claim_in_turn(
-    session: Session,
-    limit: int,
-    terms: ClaimTerms,
-    *,
-    each: int,
-    passing_over: Collection[str],
-    place: Place,
-) -> list[Job]:
-    """Lease up to ``limit`` due jobs, up to ``each`` of one tenant, of some tenants in turn."""
+def due_in_turn(
+    session: Session, terms: ClaimTerms, *, each: int, passing_over: Collection[str], place: Place
+) -> list[Any]:
+    """Look for due jobs, up to ``each`` of one tenant, of some tenants in turn, as rows for ``take``."""
     found = look(session, TENANT, terms, place=place, heads=each, passing_over=passing_over)
     rescued = [row for row in found if row.rescues]
-    due = rescued[:1] or list(taking_turns([(row.tenant_id, row) for row in found], each))
-    return _claim(session, due, limit, terms)
+    return rescued[:1] or list(taking_turns([(row.tenant_id, row) for row in found], each))
 
 
 def taking_turns(waiting: Sequence[tuple[str, Any]], each: int) -> Iterator[Any]:
@@ -79,8 +76,16 @@ def assign_slots(
             yield job_id, free
 
 
-def _claim(session: Session, due: Sequence[Any], limit: int, terms: ClaimTerms) -> list[Job]:
-    """Lease the first ``limit`` of these jobs that may start and that nobody else is claiming."""
+def are_limited(due: Sequence[Any]) -> bool:
+    """Whether one of these jobs has a slot or a rate, so that to take it is more than one statement."""
+    return any(row.limit_key is not None for row in due)
+
+
+def take(session: Session, due: Sequence[Any], limit: int, terms: ClaimTerms) -> list[Job]:
+    """Lease the first ``limit`` of these jobs that may start and that nobody else is claiming.
+
+    They may have been found in an earlier transaction: whether they still wait is looked at here.
+    """
     if not due:
         return []
     dialect = dialect_of(session)

@@ -113,8 +113,8 @@ class JobQueue(Enqueuer, Protocol):
         A job that was rescued is returned alone, for it may be what killed its process. ``names`` and
         ``queues`` of None take all; a job of another name is left. ``versions`` are the newest versions of
         payloads that the claimer reads, by name, where they are above 1; a job of a newer one is left too.
-        ``has_limits`` lets jobs of limited kinds come first, as far as slots are free; otherwise they are
-        looked for where others leave room.
+        ``has_limits`` lets jobs with a limit come first, as far as slots are free; otherwise they are looked
+        for where no others are due.
         """
         ...
 

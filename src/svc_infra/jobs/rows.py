@@ -147,6 +147,11 @@ def finish_jobs(session: Session, finishes: Iterable[Finish]) -> set[str]:
     return _end_jobs(session, finishes, is_fenced=True)
 
 
+def may_be_cancelled(ends: Sequence[Finish]) -> bool:
+    """Whether somebody may want one of them cancelled that would now wait for its next attempt."""
+    return any(end.transition.state is JobState.AVAILABLE for end in ends)
+
+
 def rewrite_completed(session: Session, finishes: Iterable[Finish]) -> None:
     """Replace the completion that this same transaction wrote by other transitions."""
     _end_jobs(session, finishes, is_fenced=False)
@@ -205,8 +210,7 @@ def prune_jobs(
 def _end_jobs(session: Session, finishes: Iterable[Finish], *, is_fenced: bool) -> set[str]:
     dialect, ends = dialect_of(session), list(finishes)
     ended = set(session.execute(finish_statement(dialect, is_fenced), _endings(dialect, ends)).scalars())
-    if any(end.transition.state is JobState.AVAILABLE for end in ends):
-        # Somebody may want a job cancelled that would now wait for its next attempt.
+    if may_be_cancelled(ends):
         session.execute(cancel_unstarted())
     return ended
 

@@ -14,14 +14,14 @@ from sqlalchemy.orm import Session
 
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.db.full_scan import FullScan
-from svc_infra.db.session import commit, make_engine, make_session_factory
+from svc_infra.db.session import commit, commit_each_statement, make_engine, make_session_factory
 from svc_infra.exceptions import NotInTransaction
 from svc_infra.failpoints import reached
 from svc_infra.jobs import rows, statements
-from svc_infra.jobs.enqueueing import Enqueued, add_job, enqueue_all, insert_jobs
+from svc_infra.jobs.enqueueing import Enqueued, add_job, enqueue_all, enqueue_committing, insert_jobs
 from svc_infra.jobs.job import FINISHED, Job, JobRequest, JobState
 from svc_infra.jobs.kind import JobKind, Payload
-from svc_infra.jobs.limited_claim import claim_in_turn, claim_limited
+from svc_infra.jobs.limited_claim import are_limited, claim_limited, due_in_turn, due_limited, take
 from svc_infra.jobs.lines import LIMIT, TENANT, Place
 from svc_infra.jobs.queue import (
     DEFAULT_LEASE_SECONDS,
@@ -100,6 +100,16 @@ class SqlJobQueue:
         (enqueued,) = await session.run_sync(lambda sync: enqueue_all(sync, [request], now=now))
         return enqueued
 
+    async def enqueue_alone(self, name: str | JobKind, payload: Payload = None, **options: Any) -> Enqueued:
+        """Enqueue one job in a transaction of its own, for work that goes with no other change.
+
+        On return it is committed. On PostgreSQL it is one statement, the quickest way to enqueue one job. The
+        options and what is returned are those of ``enqueue_unique``.
+        """
+        now = self.clock.now()
+        request = make_request(name, payload, now=now, **options)
+        return await self._by_statements(lambda session: enqueue_committing(session, request, now=now))
+
     async def claim(
         self,
         limit: int,
@@ -116,17 +126,28 @@ class SqlJobQueue:
             return []
         terms = ClaimTerms(now or self.clock.now(), names, versions, queues, lease_seconds)
         place = self._places[LIMIT, frozenset(names or ())]
+        due: list[Any] = []
 
         def claim(session: Session) -> list[Job]:
-            claimed = claim_limited(session, limit, terms, place=place) if has_limits else []
+            claimed = self._claim(session, limit, terms)
+            reached("after_claim")
+            if not claimed:
+                due.extend(due_limited(session, limit, terms, place=place))
+            return claimed
+
+        def claim_limited_first(session: Session) -> list[Job]:
+            claimed = claim_limited(session, limit, terms, place=place)
             if _has_room(claimed, limit):
                 claimed += self._claim(session, limit - len(claimed), terms)
-                if not has_limits and _has_room(claimed, limit):
-                    claimed += claim_limited(session, limit - len(claimed), terms, place=place)
             reached("after_claim")
             return claimed
 
-        claimed = await self._in_transaction(claim)
+        if has_limits:
+            claimed = await self._in_transaction(claim_limited_first)
+        else:
+            claimed = await self._by_statements(claim)
+        if due:
+            claimed = await self._in_transaction(lambda session: take(session, due, limit, terms))
         reached("after_claim_commit")
         return claimed
 
@@ -149,28 +170,35 @@ class SqlJobQueue:
         """
         terms = ClaimTerms(now or self.clock.now(), names, versions, queues, lease_seconds)
         place = self._places[TENANT, frozenset(names or ())]
-        return await self._in_transaction(
-            lambda session: claim_in_turn(
-                session, limit, terms, each=each, passing_over=passing_over, place=place
-            )
-        )
+        due: list[Any] = []
+
+        def claim(session: Session) -> list[Job]:
+            due.extend(due_in_turn(session, terms, each=each, passing_over=passing_over, place=place))
+            return [] if not due or are_limited(due) else take(session, due, limit, terms)
+
+        claimed = await self._by_statements(claim)
+        if are_limited(due):
+            claimed = await self._in_transaction(lambda session: take(session, due, limit, terms))
+        return claimed
 
     async def finish(self, finishes: Iterable[Finish]) -> set[str]:
         """Write the transitions of jobs that are still held; see ``JobQueue.finish``."""
         ends = list(finishes)
-        return await self._in_transaction(lambda session: rows.finish_jobs(session, ends))
+        is_one_statement = not rows.may_be_cancelled(ends)
+        run = self._by_statements if is_one_statement else self._in_transaction
+        return await run(lambda session: rows.finish_jobs(session, ends))
 
     async def extend(self, jobs: Iterable[Job], *, lease_seconds: float) -> set[str]:
         """Extend leases; see ``JobQueue.extend``."""
         claimed = list(jobs)
-        return await self._in_transaction(
+        return await self._by_statements(
             lambda session: rows.extend_jobs(session, claimed, lease_seconds=lease_seconds)
         )
 
     async def wishes_to_cancel(self, jobs: Iterable[Job]) -> dict[str, str]:
         """Return which of these jobs somebody wants cancelled, with the reasons by id."""
         ids = [job.id for job in jobs]
-        return await self._in_transaction(lambda session: rows.cancellations_of(session, ids))
+        return await self._by_statements(lambda session: rows.cancellations_of(session, ids))
 
     async def release(self, jobs: Iterable[Job]) -> set[str]:
         """Give jobs and their attempts back; see ``JobQueue.release``."""
@@ -210,7 +238,7 @@ class SqlJobQueue:
             job = rows.job_from_row(row[:-3], database_of(session))
             return StoredJob(job, JobState(row.state), row.lease_until, row.finished_at)
 
-        return await self._in_transaction(find)
+        return await self._by_statements(find)
 
     def for_heartbeat(self) -> SqlJobQueue | None:
         """Return this queue over an engine of its own, for another thread; see ``JobQueue.for_heartbeat``."""
@@ -252,6 +280,14 @@ class SqlJobQueue:
             rescued = rows.rescue_jobs(session, now=now, limit=limit)
             found.append(sum(rescued))
         return rescued
+
+    async def _by_statements(self, work: Callable[[Session], T]) -> T:
+        """Run what needs no transaction, because each of its statements may commit by itself."""
+        async with self.session_factory() as session:
+            await session.run_sync(commit_each_statement)
+            result = await session.run_sync(work)
+            await commit(session)
+            return result
 
     async def _in_transaction(self, work: Callable[[Session], T]) -> T:
         async with self.session_factory() as session:

@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 
 from svc_infra.db import commit_notice
-from svc_infra.db.commit_notice import DEBOUNCE_SECONDS, add_waker, remove_waker
+from svc_infra.db.commit_notice import DEBOUNCE_SECONDS, MORE, add_waker, remove_waker
 from svc_infra.db.file_watch import LOOK_SECONDS, watched
 from svc_infra.db.session import make_engine
 from svc_infra.jobs.loop import run_loop, wait_any
@@ -68,9 +68,11 @@ class WakeUp:
 
         last_look: asyncio.TimerHandle | None = None
 
-        def on_notification(*_: Any) -> None:
+        def on_notification(_connection: Any, _pid: int, _channel: str, notice: str) -> None:
             nonlocal last_look
             self._wake()
+            if notice != MORE:
+                return
             # For what was committed without a notification of its own; the next one would find it, too.
             if last_look is not None:
                 last_look.cancel()

@@ -15,12 +15,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from svc_infra.clock import Clock
 from svc_infra.db.transient import is_transient
+from svc_infra.jobs.claimer import Claimer
 from svc_infra.jobs.executor import Executor, session_factory_of
 from svc_infra.jobs.handlers import Handlers
 from svc_infra.jobs.heartbeat import Heartbeat
 from svc_infra.jobs.job import Job
 from svc_infra.jobs.lane import Lane, make_lanes
-from svc_infra.jobs.loop import run_loop
 from svc_infra.jobs.maintenance import Maintenance
 from svc_infra.jobs.outcome import Cancel, decide
 from svc_infra.jobs.queue import DEFAULT_LEASE_SECONDS, Finish, JobQueue
@@ -67,9 +67,7 @@ class Worker:
         self.stats = executor.stats if executor is not None else Stats()
         self._queue = queue
         self._clock = clock or queue.clock
-        self._queues = queues
         self._handlers = handlers
-        self._lease_seconds = lease_seconds
         self._poll_seconds = poll_seconds
         self._grace_seconds = grace_seconds
         self._rng = rng or Random()
@@ -86,14 +84,20 @@ class Worker:
         self._unfinished: list[Job] = []
         self._to_cancel: dict[str, str] = {}
         self._error: BaseException | None = None
-        self._wake = asyncio.Event()
-        self._wakes_at = 0.0
+        self._claimer = Claimer(
+            queue,
+            handlers,
+            self._lanes,
+            clock=self._clock,
+            queues=queues,
+            lease_seconds=lease_seconds,
+            settle=self._settle_unfinished,
+            on_claimed=self._start,
+        )
 
     def wake(self) -> None:
         """Look for due jobs now instead of at the next poll; call it in the worker's event loop."""
-        for lane in self._lanes:
-            lane.has_news = True
-        self._wake.set()
+        self._claimer.wake_for_news()
 
     @property
     def keeps_leases(self) -> bool:
@@ -114,14 +118,7 @@ class Worker:
                 wake_up = WakeUp(self._queue.url, self.wake)
                 group.create_task(wake_up.run(stop, is_listening=self._is_listening))
             claiming = group.create_task(
-                run_loop(
-                    "jobs.claim",
-                    self._step,
-                    stop=stop,
-                    wake=self._wake,
-                    poll_seconds=self._poll_seconds,
-                    rng=self._rng,
-                )
+                self._claimer.run(stop, poll_seconds=self._poll_seconds, rng=self._rng)
             )
             group.create_task(self._maintenance.run(stop, heartbeat=self._heartbeat, stats=self.stats))
             await stop.wait()
@@ -142,94 +139,18 @@ class Worker:
         async with self._heartbeat:
             while True:
                 was_idle = not self._tasks
-                found = await self._claim()
+                in_turn = await self._claimer.claim_in_turn()
+                found = await self._claimer.claim() or in_turn
                 if self._error is not None:
                     error, self._error = self._error, None
                     raise error
                 if was_idle and not found:
                     return self.stats.attempts - ended
-                if self._tasks and not (found and self._has_room()):
+                if self._tasks and not (found and self._claimer.has_room()):
                     await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
                     await asyncio.sleep(0)
 
-    async def _step(self) -> bool:
-        return await self._claim() and self._has_room()
-
-    async def _claim(self) -> bool:
-        """Claim for every lane that has room, and start what was claimed; True if anything was."""
-        await self._settle_unfinished()
-        found, is_idle = False, not any(lane.is_busy for lane in self._lanes)
-        # Limited kinds may have to take turns although nothing is in hand.
-        if is_idle and len(self._lanes) > 1 and not self._handlers.has_limits:
-            found = await self._claim_for_all()
-            if not found:
-                return False
-        for lane in self._lanes:
-            found = await self._claim_in_turn(lane) or found
-            if room := lane.room():
-                jobs = await self._claim_of(lane.names, room)
-                lane.claimed(len(jobs), room)
-                self._start(lane, jobs)
-                found = found or bool(jobs)
-        return found
-
-    async def _claim_for_all(self) -> bool:
-        """Claim for all lanes at once while all are empty: an idle worker asks one thing and not three."""
-        room = min(lane.room() for lane in self._lanes)
-        jobs = await self._claim_of(self._handlers.names, room)
-        for lane in self._lanes:
-            lane.claimed(len(jobs), room)
-            self._start(lane, [job for job in jobs if job.name in lane.names])
-        return bool(jobs)
-
-    async def _claim_of(self, names: Collection[str], room: int) -> list[Job]:
-        return await self._queue.claim(
-            room,
-            names=names,
-            versions=self._handlers.versions,
-            has_limits=self._handlers.has_limits,
-            queues=self._queues,
-            now=self._clock.now(),
-            lease_seconds=self._lease_seconds,
-        )
-
-    async def _claim_in_turn(self, lane: Lane) -> bool:
-        """Claim for tenants that would wait behind others, while there is a backlog; True if anything was.
-
-        A limited kind may have one without filling any claim.
-        """
-        if not isinstance(self._queue, SqlJobQueue) or not (lane.has_backlog or self._handlers.has_limits):
-            return False
-        loop, room = asyncio.get_running_loop(), lane.room_for_turns()
-        wait_seconds = lane.seconds_to_look(loop.time())
-        if wait_seconds > 0 or not room:
-            if room and (lane.has_news or lane.has_backlog):
-                self._wake_in(wait_seconds)
-            return False
-        lane.has_news = False
-        jobs = await self._queue.claim_in_turn(
-            room,
-            each=lane.each(),
-            passing_over=lane.tenants_in_hand(),
-            names=lane.names,
-            versions=self._handlers.versions,
-            queues=self._queues,
-            now=self._clock.now(),
-            lease_seconds=self._lease_seconds,
-        )
-        lane.looked(loop.time(), has_found=bool(jobs))
-        self._start(lane, jobs, in_turn=True)
-        return bool(jobs)
-
-    def _wake_in(self, seconds: float) -> None:
-        """Look again in so many seconds, unless that is to happen sooner."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        if not now < self._wakes_at <= now + seconds:
-            self._wakes_at = now + seconds
-            loop.call_later(seconds, self._wake.set)
-
-    def _start(self, lane: Lane, jobs: Sequence[Job], *, in_turn: bool = False) -> None:
+    def _start(self, lane: Lane, jobs: Sequence[Job], in_turn: bool) -> None:
         if self._is_stopping:
             self._unfinished += jobs
             return
@@ -281,8 +202,9 @@ class Worker:
         if error is not None:
             self._error = error
             log.error("worker.jobs_given_back", name=unit[0].name, jobs=len(unit), error=repr(error)[:300])
-        if lane.room() or lane.has_news or self._unfinished or self._handlers.has_limits:
-            self._wake.set()
+        if self._unfinished:
+            self._claimer.wake()
+        self._claimer.ended_some(lane)
 
     def _cancel(self, reasons: Mapping[str, str]) -> None:
         """End the tasks of jobs that somebody wants cancelled; the others of a batch will run again."""
@@ -338,9 +260,6 @@ class Worker:
                 raise
             # Their leases run out by themselves; there is nothing else that this process could do.
             log.warning("worker.jobs_left", jobs=len(self._unfinished), error=repr(error)[:300])
-
-    def _has_room(self) -> bool:
-        return any(lane.room() for lane in self._lanes)
 
     def _default_concurrency(self) -> int:
         session_factory = self._handlers.session_factory or session_factory_of(self._queue)

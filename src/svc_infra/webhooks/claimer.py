@@ -13,9 +13,10 @@ from typing import NamedTuple
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from svc_infra import failpoints
+from svc_infra.db.session import finds_any
 from svc_infra.webhooks.claimed_delivery import ClaimedDelivery
 from svc_infra.webhooks.delivery_claim import claim
-from svc_infra.webhooks.due_deliveries import Round
+from svc_infra.webhooks.due_deliveries import Round, any_due
 from svc_infra.webhooks.health import HealthPolicy
 from svc_infra.webhooks.lanes import Lane, Lanes
 from svc_infra.webhooks.sealing import KeyRing
@@ -73,6 +74,8 @@ class Claimer:
     async def claim(self, now: datetime) -> bool:
         """Claim what is due at ``now``; True when there may be more to claim at once."""
         async with self._lock:
+            if not self.more_due and not await self._is_any_due(now):
+                return False
             async with self._session_factory.begin() as session:
                 found = await self._claim_within(session, now)
             return self._take(found)
@@ -106,13 +109,20 @@ class Claimer:
         async with self._lock:
             pass
 
+    async def _is_any_due(self, now: datetime) -> bool:
+        self._next_poll_at = self._poll_after(time.monotonic())
+        return await finds_any(self._session_factory, any_due(), {"now": now})
+
+    def _poll_after(self, now: float) -> float:
+        # The loop polls with jitter: half of it, so that no poll comes too early to count.
+        return now + self._terms.poll_seconds / 2
+
     async def _claim_within(self, session: AsyncSession, now: datetime) -> _Claim:
         started = time.monotonic()
         allowances = self._lanes.allowances(started)
         round_ = self._round if self._lanes.is_crowded else None
         self.more_due = False
-        # The loop polls with jitter: half of it, so that no poll comes too early to count.
-        self._next_poll_at = started + self._terms.poll_seconds / 2
+        self._next_poll_at = self._poll_after(started)
         claimed, has_given_back = await session.run_sync(
             claim,
             now=now,

@@ -79,6 +79,12 @@ def lease_due(
     return rows
 
 
+@cache
+def any_due() -> Select[Any]:
+    """A delivery that is due at ``now``."""
+    return select(_DELIVERIES.c.id).where(*_is_due(_DELIVERIES)).limit(1)
+
+
 def _look(
     session: Session,
     dialect: str,

@@ -26,12 +26,14 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.elements import ColumnElement
 
 from svc_infra import failpoints
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.db.base import TENANT_ID_LENGTH, IdText, UtcDateTime, new_id
 from svc_infra.db.outbox import MESSAGES_CHANNEL, OutboxMessageRow, OutboxState
 from svc_infra.db.rowset import Rowset
+from svc_infra.db.session import finds_any
 from svc_infra.jobs.loop import run_loop
 from svc_infra.jobs.waking import WakeUp
 from svc_infra.webhooks.deliverer import Deliverer
@@ -88,11 +90,15 @@ class Relay:
         self._poll_seconds = poll_seconds
         self._deliverer = deliverer
         self._is_listening = is_listening
+        self._has_news = False
         self._wake = asyncio.Event()
 
     async def run_once(self) -> int:
         """Relay one batch and return how many messages it had; 0 means that none is pending."""
         now = self._clock.now()
+        has_news, self._has_news = self._has_news, False
+        if not has_news and not await finds_any(self._session_factory, _any_pending()):
+            return 0
         if self._deliverer is None:
             async with self._session_factory.begin() as session:
                 return await session.run_sync(relay_pending, now=now, limit=self._batch_size)
@@ -102,6 +108,7 @@ class Relay:
             is_leased = 0 < count <= _SENT_AT_ONCE and await lease(session)
         if count and not is_leased:
             self._deliverer.wake()
+        self._has_news = self._has_news or count == self._batch_size
         return count
 
     async def drain(self) -> int:
@@ -127,6 +134,7 @@ class Relay:
 
     def wake(self) -> None:
         """Say that something was published and committed."""
+        self._has_news = True
         self._wake.set()
 
 
@@ -224,10 +232,19 @@ def _bodies_of(session: Session, dialect: str, message_ids: Sequence[str]) -> di
 
 
 @cache
+def _any_pending() -> Select[Any]:
+    return select(_MESSAGES.c.id).where(_is_pending()).limit(1)
+
+
+def _is_pending() -> ColumnElement[bool]:
+    return _MESSAGES.c.state == literal(OutboxState.PENDING.value, literal_execute=True)
+
+
+@cache
 def _pending() -> Select[Any]:
     return (
         select(_MESSAGES.c.id, _MESSAGES.c.topic, _MESSAGES.c.tenant_id, _MESSAGES.c.key)
-        .where(_MESSAGES.c.state == literal(OutboxState.PENDING.value, literal_execute=True))
+        .where(_is_pending())
         .order_by(_MESSAGES.c.id)
         .limit(bindparam("limit", type_=Integer))
         .with_for_update(skip_locked=True)

@@ -1,0 +1,111 @@
+"""Enqueuing one job: in the caller's transaction, or in one of its own, and what it costs the database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from svc_infra.clock import FixedClock
+from svc_infra.jobs import Handlers, Job, JobRequest, SqlJobQueue, Worker
+from svc_infra.jobs.limit import Limit
+from svc_infra.jobs.uniqueness import Unique
+from tests.contract.queue_contract import Sessions, clock
+
+__all__ = ["clock"]  # a fixture of the queue contract
+
+SOON_SECONDS = 10.0
+
+
+@pytest.fixture
+def queue(session_factory: Sessions, clock: FixedClock) -> SqlJobQueue:
+    return SqlJobQueue(session_factory, clock=clock)
+
+
+@contextmanager
+def statements(engine: AsyncEngine) -> Iterator[list[str]]:
+    seen: list[str] = []
+
+    def see(_connection: Any, _cursor: Any, sql: str, *_: Any) -> None:
+        seen.append(sql)
+
+    event.listen(engine.sync_engine, "before_cursor_execute", see)
+    yield seen
+    event.remove(engine.sync_engine, "before_cursor_execute", see)
+
+
+async def test_a_job_enqueued_alone_is_committed_on_return_and_a_duplicate_gets_it(
+    queue: SqlJobQueue,
+) -> None:
+    job, is_new = await queue.enqueue_alone("n", {"a": 1}, unique=Unique(), tenant_id="t")
+    again = await queue.enqueue_alone("n", {"a": 1}, unique=Unique(), tenant_id="t")
+    assert (is_new, again.job.id, again.is_new) == (True, job.id, False)
+    (claimed,) = await queue.claim(9)
+    assert (claimed.id, claimed.payload, claimed.tenant_id) == (job.id, {"a": 1}, "t")
+
+
+async def test_jobs_of_one_transaction_are_one_statement_and_carry_their_notice(
+    queue: SqlJobQueue, session_factory: Sessions, engine: AsyncEngine, target: str
+) -> None:
+    with statements(engine) as seen:
+        async with session_factory.begin() as session:
+            for n in range(3):
+                queue.bind(session).enqueue("n", {"n": n})
+        await queue.enqueue_alone("n")
+    inserts = [sql for sql in seen if sql != "BEGIN IMMEDIATE"]
+    assert ["INSERT INTO jobs" in sql for sql in inserts] == [True, True]
+    assert ["pg_notify" in sql for sql in inserts] == [target == "postgres"] * 2
+    assert len(await queue.claim(9)) == 4
+
+
+@pytest.mark.postgres_only
+async def test_a_flush_before_the_commit_gives_no_notice_that_would_silence_others(
+    queue: SqlJobQueue, session_factory: Sessions, engine: AsyncEngine
+) -> None:
+    with statements(engine) as seen:
+        async with session_factory.begin() as session:
+            queue.bind(session).enqueue("n")
+            await session.flush()
+            assert ["pg_notify" in sql for sql in seen] == [False]
+    assert ["pg_notify" in sql for sql in seen] == [False, True]
+
+
+async def test_a_job_of_a_savepoint_that_is_rolled_back_never_existed(
+    queue: SqlJobQueue, session_factory: Sessions
+) -> None:
+    async with session_factory.begin() as session:
+        queue.bind(session).enqueue("n", {"kept": 1})
+        savepoint = await session.begin_nested()
+        queue.bind(session).enqueue("n", {"kept": 0})
+        await savepoint.rollback()
+        queue.bind(session).enqueue("n", {"kept": 2})
+    assert [job.payload["kept"] for job in await queue.claim(9)] == [1, 2]
+
+
+async def test_a_job_with_a_limit_of_its_own_starts_although_its_kind_has_none_and_others_never_run_out(
+    queue: SqlJobQueue, session_factory: Sessions
+) -> None:
+    handlers, stop, has_run = Handlers(session_factory), asyncio.Event(), asyncio.Event()
+
+    @handlers.plain("n")
+    async def run(job: Job) -> None:
+        if job.payload["is_limited"]:
+            has_run.set()
+        await has_run.wait()
+
+    limited = JobRequest("n", {"is_limited": True}, limit=Limit(1))
+    async with session_factory.begin() as session:
+        await queue.enqueue_many(session, [JobRequest("n", {"is_limited": False})] * 300)
+        await queue.enqueue_many(session, [limited])
+    working = asyncio.create_task(Worker(queue, handlers, poll_seconds=3_600).run(stop))
+    try:
+        await asyncio.wait_for(has_run.wait(), SOON_SECONDS)
+    finally:
+        has_run.set()
+        stop.set()
+        await working
