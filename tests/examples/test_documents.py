@@ -196,10 +196,10 @@ def check_commands(block: Block) -> None:
 
 
 def check_command(words: list[str], place: str) -> None:
-    """That there is such a command, with these options and as many arguments."""
+    """That there is such a command or group, with these options and no more arguments than it takes."""
     command: click.Command = cli
     context = click.Context(cli, info_name="worker.py", **cli.context_settings)
-    while isinstance(command, click.Group):
+    while words and isinstance(command, click.Group):
         found = command.get_command(context, words[0])
         assert found is not None, f"{place}: there is no command {words[0]!r}"
         command, words = found, words[1:]
@@ -209,6 +209,13 @@ def check_command(words: list[str], place: str) -> None:
         command.make_parser(context).parse_args(words)
     except click.ClickException as error:
         raise AssertionError(f"{place}: {error.format_message()}") from error
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_in_a_sentence_exists(page: str) -> None:
+    sentences = re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+    for span in re.findall(rf"`((?:{'|'.join(OURS)}) [^`…]+)`", sentences):
+        check_command(shlex.split(span)[1:], page)
 
 
 def check_request(words: list[str], place: str) -> None:

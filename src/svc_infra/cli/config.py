@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,6 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from svc_infra.cli.context import echo_json, json_option, loaded_settings_options
-from svc_infra.cli.table import print_table
 from svc_infra.config import LoadedSettings
 
 
@@ -23,12 +23,16 @@ def config() -> None:
 @json_option
 @loaded_settings_options
 def show(loaded: LoadedSettings, as_json: bool) -> None:
-    """Show every setting, its value and where that comes from. Secrets and passwords are masked."""
+    """Show every setting, its value and where that comes from, as lines of TOML.
+
+    Secrets and passwords are masked.
+    """
     rows = list(_rows(loaded))
     if as_json:
         echo_json([{"setting": name, "value": value, "source": source} for name, value, source in rows])
     else:
-        print_table(["setting", "value", "from"], rows)
+        for name, value, source in rows:
+            click.echo(f"{name} = {json.dumps(value, ensure_ascii=False)}  # {source}")
 
 
 def _rows(loaded: LoadedSettings) -> Iterator[tuple[str, Any, str]]:
