@@ -27,7 +27,7 @@ from svc_infra.billing import BillingService
 from svc_infra.billing.aggregation import DayKey, consume_marks_of, recompute
 from svc_infra.billing.models import UsageAggregate, UsageEvent
 from svc_infra.billing.periods import Period, day_bounds
-from svc_infra.billing.usage import NewUsage, record_many
+from svc_infra.billing.usage import NewUsage, record_alone, record_many
 from svc_infra.billing.usage_days import marked_days
 from svc_infra.billing.usage_insert import INSERT_AND_MARK
 from svc_infra.db.base import new_id
@@ -38,28 +38,34 @@ from svc_infra.db.session import make_engine, make_session_factory
 START = datetime(2025, 1, 1, tzinfo=UTC)
 DAY = day_bounds(START, UTC)
 CONCURRENCY = 16
+IN_SESSION = "ours in a session"
 PEER = Path(__file__).parent.parent / ".bench-venv" / "bin" / "python"
 PEER_SCRIPT = Path(__file__).parent / "_peer_svc_infra.py"
 
 
 def record(bench: Bench) -> list[Measure]:
-    """One event per transaction, 16 at once on PostgreSQL: ours, the bare statement, the public peer."""
+    """One event per transaction, 16 at once on PostgreSQL: ours, the bare statement, the public peer.
+
+    Ours is in a transaction of its own, and beside it in one of the application's.
+    """
     events = 2_000 if bench.is_quick else 8_000
-    found: dict[str, list[float]] = {"ours": [], "bare asyncpg": [], "svc-infra": []}
+    found: dict[str, list[float]] = {"ours": [], IN_SESSION: [], "bare asyncpg": [], "svc-infra": []}
     for number in range(bench.runs):
         note(f"record_usage, one per transaction, run {number + 1}")
-        found["ours"].append(asyncio.run(_migrated(bench, "postgresql", _record_ours, events)))
+        found["ours"].append(asyncio.run(_migrated(bench, "postgresql", _record_alone, events)))
+        found[IN_SESSION].append(asyncio.run(_migrated(bench, "postgresql", _record_in_session, events)))
         found["bare asyncpg"].append(asyncio.run(_migrated(bench, "postgresql", _record_bare, events)))
         if PEER.exists():
             found["svc-infra"].append(_peer(bench.fresh("postgresql"), events))
     ours, bare = statistics.median(found["ours"]), statistics.median(found["bare asyncpg"])
+    in_session = statistics.median(found[IN_SESSION])
     peer = statistics.median(found["svc-infra"]) if found["svc-infra"] else None
     return [
         Measure(
             "record_one_16_postgresql_to_peer",
             "events/s",
             ours if peer else None,
-            others={"svc-infra": peer} if peer else {},
+            others={"svc-infra": peer, IN_SESSION: in_session} if peer else {},
             reference="svc-infra",
             target=1.5,
             target_on="ratio",
@@ -69,7 +75,7 @@ def record(bench: Bench) -> list[Measure]:
             "record_one_16_postgresql_to_bare",
             "events/s",
             ours,
-            others={"bare asyncpg": bare},
+            others={"bare asyncpg": bare, IN_SESSION: in_session},
             reference="bare asyncpg",
             target=0.45,
             target_on="ratio",
@@ -160,7 +166,18 @@ async def _migrated(bench: Bench, kind: str, work: Callable[..., Awaitable[Any]]
         await engine.dispose()
 
 
-async def _record_ours(engine: AsyncEngine, events: int) -> float:
+async def _record_alone(engine: AsyncEngine, events: int) -> float:
+    sessions, at = make_session_factory(engine), datetime.now(UTC)
+
+    async def one(number: int) -> None:
+        amount, key = Decimal(number % 50), f"key-{number:08d}"
+        usage = NewUsage(f"t{number % 100}", "tokens", amount, at, key, {"model": "gpt"})
+        await record_alone(sessions, [usage], now=at)
+
+    return await _at_once(engine, events, one)
+
+
+async def _record_in_session(engine: AsyncEngine, events: int) -> float:
     sessions, at = make_session_factory(engine), datetime.now(UTC)  # as it happens, not late
 
     def act(session: Any, number: int) -> None:
@@ -182,7 +199,7 @@ async def _record_bare(engine: AsyncEngine, events: int) -> float:
         async with pool.acquire() as connection:
             *columns, created_at, tenants = _values([number], at)
             columns[5] = [at.isoformat()]
-            await connection.fetch(INSERT_AND_MARK, *map(json_column, columns), created_at, tenants)
+            await connection.fetch(INSERT_AND_MARK, *map(json_column, columns), created_at, tenants, True)
 
     try:
         return await _at_once(engine, events, one)

@@ -181,7 +181,8 @@ class Chaos:
         self.report.acts["kill -9 of a worker"] += 1
 
     async def _pause(self) -> None:
-        if len(self.paused) < len(self.workers) - 1:
+        # Two are left: one to be killed, and one that is awake and takes over.
+        if len(self.paused) < len(self.workers) - 2:
             worker = await self._victim()
             await self._fill_hands()
             worker.send_signal(signal.SIGSTOP)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
-from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from svc_infra.clock import FixedClock
@@ -16,6 +12,7 @@ from svc_infra.jobs import Handlers, Job, JobRequest, SqlJobQueue, Worker
 from svc_infra.jobs.limit import Limit
 from svc_infra.jobs.uniqueness import Unique
 from tests.contract.queue_contract import Sessions, clock
+from tests.contract.seen_statements import statements
 
 __all__ = ["clock"]  # a fixture of the queue contract
 
@@ -25,18 +22,6 @@ SOON_SECONDS = 10.0
 @pytest.fixture
 def queue(session_factory: Sessions, clock: FixedClock) -> SqlJobQueue:
     return SqlJobQueue(session_factory, clock=clock)
-
-
-@contextmanager
-def statements(engine: AsyncEngine) -> Iterator[list[str]]:
-    seen: list[str] = []
-
-    def see(_connection: Any, _cursor: Any, sql: str, *_: Any) -> None:
-        seen.append(sql)
-
-    event.listen(engine.sync_engine, "before_cursor_execute", see)
-    yield seen
-    event.remove(engine.sync_engine, "before_cursor_execute", see)
 
 
 async def test_a_job_enqueued_alone_is_committed_on_return_and_a_duplicate_gets_it(

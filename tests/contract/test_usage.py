@@ -11,13 +11,15 @@ from typing import TypeVar
 import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy import select, text
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.models import UsageDirtyDay, UsageEvent
 from svc_infra.billing.tenants import change_settings, zones_of
-from svc_infra.billing.usage import NewUsage, RecordedUsage, record_many
+from svc_infra.billing.usage import NewUsage, RecordedUsage, record_alone, record_many
+from svc_infra.billing.usage_limits import UsageLimits
 from svc_infra.exceptions import InvalidSettings
+from tests.contract.seen_statements import statements
 
 R = TypeVar("R")
 Factory = async_sessionmaker[AsyncSession]
@@ -80,6 +82,39 @@ async def test_a_batch_says_in_its_own_order_what_became_of_each_event(session_f
 
 async def test_nothing_recorded_is_no_statement(session_factory: Factory) -> None:
     assert await record(session_factory, []) == []
+
+
+async def test_usage_recorded_alone_is_committed_and_judged_as_ever(session_factory: Factory) -> None:
+    limits = UsageLimits(past=timedelta(days=30))
+    events = [usage("a"), usage("b", at=NOON - timedelta(days=40)), usage("a", "2")]
+    recorded = await record_alone(session_factory, events, now=NOON, limits=limits)
+    assert [item.outcome for item in recorded] == ["inserted", "rejected", "conflict"]
+    [again] = await record_alone(session_factory, [usage("a")], now=NOON)
+    assert again == (recorded[0].id, "duplicate", "")
+    assert await stored(session_factory) == {"a": 1}
+
+
+async def test_usage_recorded_alone_of_a_tenant_in_another_zone_is_whole_with_its_marks(
+    session_factory: Factory,
+) -> None:
+    await in_session(
+        session_factory, lambda s: change_settings(s, "ny", timezone="America/New_York", now=NOON)
+    )
+    events = [usage("a"), usage("b", tenant="ny")]
+    recorded = await record_alone(session_factory, events, now=NOON)
+    assert [item.outcome for item in recorded] == ["inserted", "inserted"]
+    assert [(tenant, start.hour) for tenant, start, _ in await marks(session_factory)] == [
+        ("ny", 5),
+        ("t1", 0),
+    ]
+
+
+@pytest.mark.postgres_only
+async def test_usage_recorded_alone_is_one_statement(session_factory: Factory, engine: AsyncEngine) -> None:
+    with statements(engine) as seen:
+        await record_alone(session_factory, [usage("a"), usage("b")], now=NOON)
+    assert len(seen) == 1
+    assert len(await marks(session_factory)) == 1
 
 
 async def test_amounts_instants_and_metadata_come_back_as_they_were(session_factory: Factory) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, tzinfo
 from decimal import Decimal
 from functools import cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from sqlalchemy import DateTime, Insert, Select, String, insert, select
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.late_policy import late_refusals
@@ -26,9 +27,10 @@ from svc_infra.billing.usage_rejections import keep_rejections
 from svc_infra.db.after_commit import call_after_commit
 from svc_infra.db.base import IdText, new_id
 from svc_infra.db.rowset import Rowset
+from svc_infra.db.session import commit, commit_each_statement
 from svc_infra.exceptions import InvalidUsage
 
-__all__ = ["NewUsage", "RecordedUsage", "UsageLimits", "quantity", "record_many"]
+__all__ = ["NewUsage", "RecordedUsage", "UsageLimits", "quantity", "record_alone", "record_many"]
 
 Outcome: TypeAlias = Literal["inserted", "duplicate", "conflict", "rejected"]
 _Identity: TypeAlias = tuple[str, str, str]
@@ -73,7 +75,54 @@ def record_many(
     The days that get a new event are marked for aggregation in the same transaction. A conflict writes
     nothing and leaves the session as usable as before. ``now`` becomes ``created_at``.
     """
-    refused = _refuse(session, events, limits, now)
+    reasons = _reasons_to_refuse(session, events, limits, now)
+    recorded = _record(session, events, reasons, now, only_whole=False)
+    assert recorded is not None
+    return recorded
+
+
+async def record_alone(
+    session_factory: Callable[[], AsyncSession],
+    events: Sequence[NewUsage],
+    *,
+    now: datetime,
+    limits: UsageLimits = NO_LIMITS,
+) -> list[RecordedUsage]:
+    """Record ``events`` in a transaction of their own, committed on return; see ``record_many``.
+
+    For usage that goes with no other change: on PostgreSQL it is one statement without a transaction around
+    it, which is twice as quick, for tenants in UTC whose events are neither refused nor repeated.
+    """
+
+    def record(session: Session) -> list[RecordedUsage] | None:
+        if session.get_bind().dialect.name != "postgresql":
+            return record_many(session, events, now=now, limits=limits)
+        commit_each_statement(session)
+        has_refused = bool(_reasons_to_refuse(session, events, limits, now))
+        return None if has_refused else _record(session, events, {}, now, only_whole=True)
+
+    async with session_factory() as session:
+        recorded = await session.run_sync(record)
+        await commit(session)
+    if recorded is None:
+        async with session_factory() as session:
+            recorded = await session.run_sync(record_many, events, now=now, limits=limits)
+            await commit(session)
+    return recorded
+
+
+def _record(
+    session: Session,
+    events: Sequence[NewUsage],
+    reasons: Mapping[int, str],
+    now: datetime,
+    *,
+    only_whole: bool,
+) -> list[RecordedUsage] | None:
+    """Record the events without a reason against them; None where it had to be ``only_whole`` and is not."""
+    refused = {at: RecordedUsage(new_id(), "rejected", reason) for at, reason in reasons.items()}
+    if refused:
+        keep_rejections(session, [(usage.id, events[at], usage.reason) for at, usage in refused.items()], now)
     first: dict[_Identity, int] = {}
     for index, event in enumerate(events):
         if index not in refused:
@@ -85,7 +134,10 @@ def record_many(
     # Ids are given in the order of the events: of two at one instant, the later one is the latest.
     made = {identity: new_id() for identity in first}
     ids = {identity: made[identity] for identity in sorted(first)} if len(first) > 1 else made
-    written = insert_usage(session, [(ids[key], events[first[key]]) for key in ids], now)
+    new = [(ids[key], events[first[key]]) for key in ids]
+    written = insert_usage(session, new, now, only_whole=only_whole)
+    if only_whole and written.unmarked:
+        return None
     taken = {} if written.inserted == len(ids) else _taken(session, dialect, ids)
     if written.inserted + len(taken) != len(ids):
         raise _erased(session, {tenant_id for tenant_id, _, _ in ids})
@@ -103,20 +155,16 @@ def record_many(
     return recorded
 
 
-def _refuse(
+def _reasons_to_refuse(
     session: Session, events: Sequence[NewUsage], limits: UsageLimits, now: datetime
-) -> dict[int, RecordedUsage]:
-    """Keep a record of the events that are refused, and return what became of them by their place."""
+) -> dict[int, str]:
+    """Return why events are refused, by their place."""
     negative = {event.metric for event in events if event.amount < 0}
     late = late_refusals(session, events, now)
     if not negative and not late and limits == NO_LIMITS:
         return {}
     meterings = meterings_of(session, negative)
-    reasons = {**late, **limits.refusals(dict(enumerate(events)), meterings, now)}
-    refused = {at: RecordedUsage(new_id(), "rejected", reason) for at, reason in reasons.items()}
-    if refused:
-        keep_rejections(session, [(usage.id, events[at], usage.reason) for at, usage in refused.items()], now)
-    return refused
+    return {**late, **limits.refusals(dict(enumerate(events)), meterings, now)}
 
 
 def _erased(session: Session, tenant_ids: Collection[str]) -> InvalidUsage:

@@ -37,8 +37,12 @@ _CHANGES = text("SELECT changes()")
 
 # Days of tenants in UTC, which is every tenant without a row, are cut here. Those of other zones are cut by
 # the caller with Python's zones: the server's own table of zones may be of another year.
+# Where $10 says so and a tenant is in another zone, nothing is written at all.
 INSERT_AND_MARK = """
-WITH new AS MATERIALIZED (
+WITH zoned AS MATERIALIZED (
+  SELECT t.tenant_id FROM tenants t
+  WHERE t.tenant_id = ANY($9::varchar[]) AND t.timezone <> 'UTC'
+), new AS MATERIALIZED (
   SELECT tenant_id, metric, idempotency_key, id, amount::numeric(38, 12) AS amount,
          at_ts::timestamptz AS at_ts, metadata_json
   FROM ROWS FROM (
@@ -48,15 +52,13 @@ WITH new AS MATERIALIZED (
     json_array_elements_text($7::text::json)
   ) AS n(tenant_id, metric, idempotency_key, id, amount, at_ts, metadata_json)
   WHERE tenant_id NOT IN (SELECT e.tenant_id FROM tenant_erasures e WHERE e.tenant_id = ANY($9::varchar[]))
+    AND NOT ($10::boolean AND EXISTS (SELECT 1 FROM zoned))
 ), inserted AS (
   INSERT INTO usage_events
     (tenant_id, metric, idempotency_key, id, amount, at_ts, metadata_json, created_at)
   SELECT tenant_id, metric, idempotency_key, id, amount, at_ts, metadata_json, $8::timestamptz FROM new
   ON CONFLICT DO NOTHING
   RETURNING tenant_id, metric, at_ts
-), zoned AS MATERIALIZED (
-  SELECT t.tenant_id FROM tenants t
-  WHERE t.tenant_id = ANY($9::varchar[]) AND t.timezone <> 'UTC'
 ), marked AS (
   INSERT INTO usage_dirty_days (tenant_id, metric, day_start, day_end)
   SELECT tenant_id, metric, day_start, day_start + interval '24 hours'
@@ -74,15 +76,18 @@ class Written(NamedTuple):
     unmarked: Collection[str]
 
 
-def insert_usage(session: Session, new: Sequence[tuple[str, NewUsage]], now: datetime) -> Written:
+def insert_usage(
+    session: Session, new: Sequence[tuple[str, NewUsage]], now: datetime, *, only_whole: bool = False
+) -> Written:
     """Write the (id, event)s whose keys are free, in the session's transaction; none of an erased tenant.
 
-    They are in key order, so that two batches with the same keys never wait for each other in a circle.
+    They are in key order, so that two batches with the same keys never wait for each other in a circle. With
+    ``only_whole`` nothing is written on PostgreSQL where days would be left to mark.
     """
     connection = session.connection()
     tenant_ids = {event.tenant_id for _, event in new}
     if connection.dialect.name == "postgresql":
-        row = connection.exec_driver_sql(INSERT_AND_MARK, _arrays(new, now, tenant_ids)).one()
+        row = connection.exec_driver_sql(INSERT_AND_MARK, (*_arrays(new, now, tenant_ids), only_whole)).one()
         return Written(row.inserted, row.zoned or ())
     rows = [
         (e.tenant_id, e.metric, e.idempotency_key, event_id, e.amount, e.at, e.metadata_json)
