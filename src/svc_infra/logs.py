@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import suppress
-from typing import TextIO, cast
+from functools import lru_cache
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -27,6 +28,20 @@ class _StandardError:
     def flush(self) -> None:
         with suppress(OSError, ValueError):
             sys.stderr.flush()
+
+
+def is_written(level: int) -> bool:
+    """Whether lines of ``level`` are written: somebody configured logging, and for no higher level.
+
+    It is for lines of which there are many: to make one and have it dropped costs 50 times as much as to ask.
+    """
+    return structlog.is_configured() and _is_enabled(structlog.get_config()["wrapper_class"], level)
+
+
+@lru_cache(maxsize=16)
+def _is_enabled(wrapper_class: type[Any], level: int) -> bool:
+    is_enabled_for = getattr(wrapper_class(None, [], {}), "is_enabled_for", None)
+    return is_enabled_for is None or bool(is_enabled_for(level))
 
 
 def configure_logging(level: str = "info") -> None:

@@ -6,11 +6,11 @@ Owns the life of a job (docs/job_lifecycle.md) and the fires of schedules. Does 
 from __future__ import annotations
 
 from svc_infra.jobs.cron import CatchUp, CronSchedule
-from svc_infra.jobs.executor import process_one
 from svc_infra.jobs.handlers import Handlers
 from svc_infra.jobs.job import Job, JobRequest, JobState
 from svc_infra.jobs.kind import JobKind
 from svc_infra.jobs.memory import InMemoryJobQueue
+from svc_infra.jobs.one_job import process_one
 from svc_infra.jobs.outcome import Cancel, Complete, Discard, Outcome, Retry, Snooze
 from svc_infra.jobs.queue import JobQueue
 from svc_infra.jobs.retry import RetryPolicy

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from functools import partial
 from random import Random
 from typing import TypeVar
 
@@ -14,22 +12,16 @@ import structlog
 
 from svc_infra.clock import Clock
 from svc_infra.db.transient import is_transient
-from svc_infra.exceptions import LeaseLost, NotInTransaction, UnknownJob
+from svc_infra.exceptions import LeaseLost, NotInTransaction
 from svc_infra.jobs.attempt import Attempted, Boundary, attempt, attempts_allowed, transition
 from svc_infra.jobs.completions import Completions
-from svc_infra.jobs.handlers import (
-    DEFAULT_TIMEOUT_SECONDS,
-    HandlerKind,
-    Handlers,
-    Registration,
-    SessionFactory,
-)
-from svc_infra.jobs.heartbeat import Heartbeat
+from svc_infra.jobs.handlers import HandlerKind, Handlers, Registration, SessionFactory
 from svc_infra.jobs.job import Job, JobState
 from svc_infra.jobs.metrics import JOB_SECONDS, JOB_WAIT_SECONDS
-from svc_infra.jobs.outcome import Complete, Discard, Ending, Outcome
-from svc_infra.jobs.queue import DEFAULT_LEASE_SECONDS, Finish, JobQueue
+from svc_infra.jobs.outcome import Cancel, Complete, Discard, Ending
+from svc_infra.jobs.queue import Finish, JobQueue
 from svc_infra.jobs.retry import RetryPolicy
+from svc_infra.jobs.run_log import Run, log_completed, log_end
 from svc_infra.jobs.spans import running
 from svc_infra.jobs.sql import SqlJobQueue
 from svc_infra.jobs.stats import Stats
@@ -39,7 +31,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 REPEAT_DELAYS_SECONDS = (0.05, 0.2, 0.8, 2.0, 4.0)
-_UNKNOWN_JOBS_SKIPPED = 100
+_ANY = RetryPolicy()
 
 
 class Executor:
@@ -111,8 +103,7 @@ class Executor:
 
     async def _is_done(self, registration: Registration, jobs: Sequence[Job], step: Step) -> bool:
         """Run jobs in one transaction and see to their ends; False if a batch failed, to be split."""
-        started = time.perf_counter()
-        boundary = Boundary()
+        run, boundary = Run.begin(self._clock, step), Boundary()
         try:
             result = await self._repeated(lambda: self._attempt(registration, jobs, boundary), boundary)
         except LeaseLost:
@@ -122,13 +113,12 @@ class Executor:
                 raise
             step.fail(type(error).__name__)
             if len(jobs) > 1:
-                log.warning(
-                    "jobs.batch_split", name=registration.name, jobs=len(jobs), error=repr(error)[:200]
-                )
+                name, kind = registration.name, type(error).__name__
+                log.warning("jobs.batch_split", name=name, jobs=len(jobs), error=kind)
                 return False
-            await self._finish(registration.policy, jobs[0], error)
+            await self._finish(registration.policy, jobs[0], error, run)
         else:
-            await self._account(registration, jobs, result, time.perf_counter() - started)
+            await self._account(registration, jobs, result, run)
         return True
 
     async def _attempt(
@@ -146,29 +136,27 @@ class Executor:
         )
 
     async def _account(
-        self, registration: Registration, jobs: Sequence[Job], result: Attempted, seconds: float
+        self, registration: Registration, jobs: Sequence[Job], result: Attempted, run: Run
     ) -> None:
-        """Count what was committed, and finish what the transaction itself could not finish."""
-        name, others = registration.name, 0
-        for job in result.jobs if result.outcomes else ():
-            outcome = result.outcomes.get(job.id)
-            if outcome is not None and not isinstance(outcome, Complete):
-                others += 1
-                state = self._decide(registration.policy, job, outcome).transition.state
-                self.stats.count(name, state, outcome=outcome)
+        """Tell of what was committed, and finish what the transaction itself could not finish."""
+        name, completed = registration.name, list(result.jobs)
+        JOB_SECONDS.labels(name).observe(run.seconds)
         if not result.is_finished:
             now_finished = [
                 self._decide(registration.policy, job, result.outcomes.get(job.id)) for job in result.jobs
             ]
             await self._repeated(lambda: self._queue.finish(now_finished))
-        JOB_SECONDS.labels(name).observe(seconds)
-        self.stats.count(name, JobState.COMPLETED, jobs=len(result.jobs) - others)
+        if result.outcomes:
+            outcomes = {job.id: result.outcomes.get(job.id) for job in result.jobs}
+            completed = [job for job in result.jobs if isinstance(outcomes[job.id], Complete | None)]
+            for job in result.jobs:
+                if not isinstance(outcome := outcomes[job.id], Complete | None):
+                    state = self._decide(registration.policy, job, outcome).transition.state
+                    log_end(job, self.stats.count(name, state, outcome=outcome), run)
+        self.stats.count(name, JobState.COMPLETED, jobs=len(completed))
+        log_completed(completed, run)
         if len(result.jobs) < len(jobs):
             self._lost(name, len(jobs) - len(result.jobs))
-        if len(jobs) > 1:
-            log.debug(
-                "jobs.ran", name=name, jobs=len(result.jobs), not_completed=others, seconds=round(seconds, 4)
-            )
 
     async def _run_plain(
         self, registration: Registration, job: Job, slot: AbstractAsyncContextManager[object]
@@ -176,31 +164,35 @@ class Executor:
         """Run a job with no transaction open, and finish it afterwards, together with others that end."""
         async with slot:
             with running([job]) as step, JOB_SECONDS.labels(registration.name).time():
-                ending = await _plain_ending(registration, job, step)
-        await self._finish(registration.policy, job, ending)
+                run = Run.begin(self._clock, step)
+                ending = await plain_ending(registration, job, step)
+                run.end()
+        await self._finish(registration.policy, job, ending, run)
 
     async def _discard_worn_out(self, registration: Registration, jobs: Sequence[Job]) -> Sequence[Job]:
         """Discard jobs whose attempts, fewer than the row allows, were used up by processes that died."""
         policy = registration.policy
         worn_out = [job for job in jobs if job.attempt > 1 and job.attempt > attempts_allowed(policy, job)]
         for job in worn_out:
-            await self._finish(policy, job, Discard(job.last_error or "no attempts left"))
+            await self._finish(policy, job, Discard(job.last_error or "no attempts left"), None)
         return [job for job in jobs if job not in worn_out] if worn_out else jobs
 
-    async def _finish(self, policy: RetryPolicy, job: Job, ending: Ending) -> None:
+    async def cancel(self, reasons: Mapping[str, str], jobs: Iterable[Job]) -> set[str]:
+        """End claimed jobs, whose run was broken off, because somebody wanted that; return their ids."""
+        wanted = [job for job in jobs if job.id in reasons]
+        ends = [self._decide(_ANY, job, Cancel(reasons[job.id])) for job in wanted]
+        cancelled = await self._queue.finish(ends) if ends else set()
+        for job in wanted:
+            if job.id in cancelled:
+                log_end(job, self.stats.count(job.name, JobState.CANCELLED), None)
+        return cancelled
+
+    async def _finish(self, policy: RetryPolicy, job: Job, ending: Ending, run: Run | None) -> None:
         """Write one job's transition, fenced, and apart from its work."""
         finish = self._decide(policy, job, ending)
-        if isinstance(ending, BaseException):
-            log.warning(
-                "jobs.failed",
-                name=job.name,
-                job_id=job.id,
-                attempt=job.attempt,
-                state=finish.transition.state.value,
-                error=finish.transition.error,
-            )
         if await self._completions.finish(finish):
-            self.stats.count(job.name, finish.transition.state, outcome=ending)
+            ended = self.stats.count(job.name, finish.transition.state, outcome=ending)
+            log_end(job, ended, run, error=ending)
         else:
             self._lost(job.name, 1)
 
@@ -219,7 +211,7 @@ class Executor:
                 is_own_timeout = boundary and error is boundary.error and isinstance(error, TimeoutError)
                 if is_own_timeout or not is_transient(error):
                     raise
-                log.warning("jobs.repeated", error=repr(error)[:200], delay_seconds=delay_seconds)
+                log.warning("jobs.repeated", error=type(error).__name__, delay_seconds=delay_seconds)
             await asyncio.sleep(delay_seconds * (1 + self._rng.random()))
         return await work()
 
@@ -228,7 +220,8 @@ class Executor:
         log.warning("jobs.lease_lost", name=name, jobs=jobs)
 
 
-async def _plain_ending(registration: Registration, job: Job, step: Step) -> Ending:
+async def plain_ending(registration: Registration, job: Job, step: Step) -> Ending:
+    """Run a plain handler, and return how that ended."""
     try:
         work = registration.run_plain(job)
         return await Boundary().run(work, timeout_seconds=registration.timeout_of([job]))
@@ -240,75 +233,3 @@ async def _plain_ending(registration: Registration, job: Job, step: Step) -> End
 def session_factory_of(queue: JobQueue) -> SessionFactory | None:
     """Return the session factory of a durable queue; a memory queue has none."""
     return queue.session_factory if isinstance(queue, SqlJobQueue) else None
-
-
-async def process_one(
-    queue: JobQueue,
-    handler: Callable[[Job], Awaitable[Outcome | None]],
-    *,
-    clock: Clock | None = None,
-    lease_seconds: float = DEFAULT_LEASE_SECONDS,
-) -> bool:
-    """Run one due job with ``handler`` and say whether there was one; True also when its attempt failed.
-
-    ``handler`` is a ``Handlers``, of which only the names it knows are claimed, or any async callable that
-    takes the job. A job for which the callable raises ``UnknownJob`` is passed over and given back with its
-    attempt. When nothing is due, expired leases are rescued first.
-    """
-    clock = clock or queue.clock
-    names = handler.names if isinstance(handler, Handlers) else None
-    versions = handler.versions if isinstance(handler, Handlers) else None
-    passed_over: list[Job] = []
-    async with Heartbeat(queue, lease_seconds=lease_seconds) as heartbeat:
-        try:
-            while len(passed_over) < _UNKNOWN_JOBS_SKIPPED:
-                claimed = await _claim_one(queue, names, versions, clock, lease_seconds)
-                heartbeat.hold(claimed)
-                if not claimed:
-                    return False
-                if await _is_run(queue, handler, claimed[0], clock):
-                    return True
-                passed_over += claimed
-            return False
-        finally:
-            if passed_over:
-                await queue.release(passed_over)
-
-
-async def _claim_one(
-    queue: JobQueue,
-    names: frozenset[str] | None,
-    versions: dict[str, int] | None,
-    clock: Clock,
-    lease_seconds: float,
-) -> list[Job]:
-    now = clock.now()
-    claim = partial(queue.claim, 1, names=names, versions=versions, now=now, lease_seconds=lease_seconds)
-    claimed = await claim()
-    if not claimed and any(await queue.rescue(now=now)):
-        claimed = await claim()
-    return claimed
-
-
-async def _is_run(
-    queue: JobQueue, handler: Callable[[Job], Awaitable[Outcome | None]], job: Job, clock: Clock
-) -> bool:
-    """Run the job; False if the handler does not know its name."""
-    if isinstance(handler, Handlers):
-        await Executor(queue, handler, clock=clock).run([job])
-        return True
-    registration = Registration(job.name, HandlerKind.PLAIN, handler, RetryPolicy(), DEFAULT_TIMEOUT_SECONDS)
-    with running([job]) as step:
-        ending = await _plain_ending(registration, job, step)
-    if isinstance(ending, UnknownJob):
-        return False
-    if isinstance(ending, LeaseLost):
-        return True
-    if isinstance(ending, BaseException):
-        log.warning(
-            "jobs.failed", name=job.name, job_id=job.id, attempt=job.attempt, error=repr(ending)[:300]
-        )
-    # A handler that finished the job in its own transaction has spent the lease: then this changes nothing.
-    end = transition(registration.policy, job, ending, clock.now(), Random())
-    await queue.finish([Finish(job, end)])
-    return True

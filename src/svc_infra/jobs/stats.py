@@ -9,6 +9,13 @@ from svc_infra.jobs.metrics import JOBS_ENDED
 from svc_infra.jobs.outcome import Outcome, Snooze
 
 
+def ended_as(state: JobState, outcome: Outcome | object) -> str:
+    """Return how an attempt ended, as counters, metrics and log lines name it."""
+    if state is not JobState.AVAILABLE:
+        return state.value
+    return "snoozed" if isinstance(outcome, Snooze) else "retried"
+
+
 @dataclass
 class Stats:
     """Counters of ended attempts. ``lost`` counts claims whose lease was gone: they changed nothing."""
@@ -27,26 +34,14 @@ class Stats:
         """How many attempts ended with a transition that was written."""
         return self.completed + self.retried + self.snoozed + self.discarded + self.cancelled
 
-    def count(self, name: str, state: JobState, *, outcome: Outcome | object = None, jobs: int = 1) -> None:
-        """Count ``jobs`` of this name that went to ``state``, here and in the metrics."""
-        match state:
-            case JobState.COMPLETED:
-                self.completed += jobs
-                self.by_name[name] = self.by_name.get(name, 0) + jobs
-                ended = "completed"
-            case JobState.DISCARDED:
-                self.discarded += jobs
-                ended = "discarded"
-            case JobState.CANCELLED:
-                self.cancelled += jobs
-                ended = "cancelled"
-            case _ if isinstance(outcome, Snooze):
-                self.snoozed += jobs
-                ended = "snoozed"
-            case _:
-                self.retried += jobs
-                ended = "retried"
+    def count(self, name: str, state: JobState, *, outcome: Outcome | object = None, jobs: int = 1) -> str:
+        """Count ``jobs`` of this name that went to ``state``, here and in the metrics; return as what."""
+        ended = ended_as(state, outcome)
+        setattr(self, ended, getattr(self, ended) + jobs)
+        if state is JobState.COMPLETED:
+            self.by_name[name] = self.by_name.get(name, 0) + jobs
         JOBS_ENDED.labels(name, ended).inc(jobs)
+        return ended
 
     def count_lost(self, name: str, jobs: int) -> None:
         """Count ``jobs`` whose lease was gone when they ended: nothing of them was written."""

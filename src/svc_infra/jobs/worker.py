@@ -22,9 +22,7 @@ from svc_infra.jobs.heartbeat import Heartbeat
 from svc_infra.jobs.job import Job
 from svc_infra.jobs.lane import Lane, make_lanes
 from svc_infra.jobs.maintenance import Maintenance
-from svc_infra.jobs.outcome import Cancel, decide
-from svc_infra.jobs.queue import DEFAULT_LEASE_SECONDS, Finish, JobQueue
-from svc_infra.jobs.retry import RetryPolicy
+from svc_infra.jobs.queue import DEFAULT_LEASE_SECONDS, JobQueue
 from svc_infra.jobs.sql import SqlJobQueue
 from svc_infra.jobs.stats import Stats
 from svc_infra.jobs.waking import WakeUp
@@ -35,7 +33,6 @@ _POSTGRES_TRANSACTIONS = 4
 _SQLITE_TRANSACTIONS = 1
 _NAME = attrgetter("name")
 # A cancelled job is not retried, so that no policy matters.
-_ANY = RetryPolicy()
 
 
 class Worker:
@@ -219,15 +216,11 @@ class Worker:
         unfinished, self._unfinished = self._unfinished, []
         if not unfinished:
             return
-        now = self._clock.now()
-        cancelled = [job for job in unfinished if job.id in self._to_cancel]
         try:
-            ends = [
-                Finish(job, decide(job, Cancel(self._to_cancel[job.id]), now=now, policy=_ANY, rng=self._rng))
-                for job in cancelled
-            ]
-            self.stats.cancelled += len(await self._queue.finish(ends)) if ends else 0
-            released = await self._queue.release([job for job in unfinished if job not in cancelled])
+            cancelled = set[str]()
+            if self._to_cancel:
+                cancelled = await self._executor.cancel(self._to_cancel, unfinished)
+            released = await self._queue.release([job for job in unfinished if job.id not in self._to_cancel])
         except BaseException:
             self._unfinished += unfinished
             raise

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from svc_infra import failpoints
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.jobs.loop import run_loop, wait_any
+from svc_infra.webhooks.attempt_log import log_attempts
 from svc_infra.webhooks.claimed_delivery import ClaimedDelivery, DeliveryResult
 from svc_infra.webhooks.claimer import Claimer, ClaimTerms
 from svc_infra.webhooks.deliverer_stats import DelivererStats
@@ -262,6 +263,7 @@ class Deliverer:
             failpoints.reached("after_record_commit")
         self.claimer.more_due = self.claimer.more_due or bool(too_late)
         self.stats.count(results, held)
+        log_attempts(results, held)
 
     # --- ending ---------------------------------------------------------------------------------------------
 
