@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import Depends, FastAPI, HTTPException
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy import event, func, select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from svc_infra.api.fastapi.dependencies import (
     Principal,
@@ -24,6 +25,7 @@ from svc_infra.billing.catalog import parse_catalog
 from svc_infra.billing.catalog_store import apply_catalog
 from svc_infra.billing.entitlements import Quota, Window, quota_of
 from svc_infra.billing.models import Tenant
+from svc_infra.billing.quota_models import QuotaReservation
 from svc_infra.billing.quotas import EXCEEDED_HEADER, require_quota
 from svc_infra.billing.subscriptions import NewSubscription, subscribe_many
 from svc_infra.billing.usage import NewUsage, record_many
@@ -182,6 +184,21 @@ async def test_usage_that_the_endpoint_records_itself_counts_once(session_factor
     found = await quota(session_factory)
     assert found is not None
     assert found.used == 1
+
+
+@pytest.mark.postgres_only
+async def test_a_request_costs_one_statement_in_one_transaction(
+    engine: AsyncEngine, session_factory: Sessions
+) -> None:
+    await on(session_factory, "small")
+    await get(session_factory)
+    statements, commits = [], []
+    event.listen(engine.sync_engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    event.listen(engine.sync_engine, "commit", commits.append)
+    assert (await get(session_factory)).status_code == 200
+    assert (len(statements), len(commits)) == (1, 1), statements
+    async with session_factory() as session:
+        assert await session.scalar(select(func.count()).select_from(QuotaReservation)) == 0
 
 
 async def test_without_an_entitlement_a_policy_may_let_through_uncounted(session_factory: Sessions) -> None:

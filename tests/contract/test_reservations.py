@@ -9,9 +9,10 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy import event, select, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+from svc_infra.billing.aggregation import DayKey, recompute
 from svc_infra.billing.catalog import parse_catalog
 from svc_infra.billing.catalog_store import apply_catalog
 from svc_infra.billing.entitlements import (
@@ -27,6 +28,8 @@ from svc_infra.billing.entitlements import (
 )
 from svc_infra.billing.jobs import enqueue_aggregate_daily, make_billing_job_handler
 from svc_infra.billing.models import Tenant
+from svc_infra.billing.periods import day_bounds
+from svc_infra.billing.quota_listing import Entitled, list_entitled
 from svc_infra.billing.subscriptions import NewSubscription, subscribe_many
 from svc_infra.billing.usage import NewUsage, record_many
 from svc_infra.clock import FixedClock
@@ -180,6 +183,28 @@ async def test_a_window_is_the_tenants_own_day_and_month(session_factory: Sessio
         await do(session_factory, reserve, "t2", key, amount, window=window, now=at + timedelta(minutes=1))
 
 
+async def test_a_tenant_that_moved_to_another_zone_takes_of_the_new_days(session_factory: Sessions) -> None:
+    """What is believed of a tenant's zone is checked by the statement that takes."""
+    for zone, start in (("Asia/Tokyo", 15), ("UTC", 0), ("Asia/Tokyo", 15)):
+        async with session_factory.begin() as session:
+            await session.merge(Tenant(tenant_id="t1", timezone=zone, created_at=JANUARY))
+        for _ in range(2):
+            assert (await take(session_factory)).quota.period.start.hour == start
+
+
+@pytest.mark.postgres_only
+async def test_nobody_waits_for_a_reservation_that_is_being_committed(session_factory: Sessions) -> None:
+    """Who holds the window would wait for who commits, who may want the window next: a deadlock."""
+    first = await take(session_factory, amount=10, lives_seconds=1)
+    later = NOW + timedelta(minutes=1)
+    async with session_factory.begin() as committing:
+        await committing.run_sync(commit, "t1", first.id)
+        async with asyncio.timeout(10):
+            with pytest.raises(QuotaExceeded):
+                await take(session_factory, now=later)
+    assert await used(session_factory) == 10
+
+
 async def test_soft_and_unlimited_entitlements_refuse_nothing_and_count(session_factory: Sessions) -> None:
     assert not (await take(session_factory, "exports")).quota.is_exceeded
     assert (await take(session_factory, "exports")).quota.is_exceeded
@@ -215,6 +240,42 @@ async def alerts(sessions: Sessions) -> list[tuple[int, str]]:
         )
         data = [json.loads(body)["data"] for body in found]
     return [(each["percent"], each["used"]) for each in data]
+
+
+async def test_a_list_says_of_each_key_what_the_key_alone_says_in_as_many_statements(
+    engine: AsyncEngine, session_factory: Sessions
+) -> None:
+    async def listed(keys: int) -> tuple[list[Entitled], int]:
+        statements: list[str] = []
+        note = lambda *given: statements.append(given[2])  # noqa: E731  # to be taken off again
+        event.listen(engine.sync_engine, "before_cursor_execute", note)
+        found = await do(session_factory, list_entitled, "t1", now=NOW, limit=keys)
+        event.remove(engine.sync_engine, "before_cursor_execute", note)
+        return found, len(statements)
+
+    await do(session_factory, subscribe_many, [NewSubscription("t1", "extra", JANUARY)], now=NOW)
+    await use(session_factory, "0.5")
+    await do(session_factory, recompute, [DayKey("t1", "reports", day_bounds(NOW.date(), UTC))], now=NOW)
+    await use(session_factory, "0.25", at=NOW + timedelta(seconds=1))
+    await use(session_factory, "7", at=NOW - timedelta(days=3), key="tokens")
+    await take(session_factory, amount=2)
+    await take(session_factory, amount=3, lives_seconds=-1)  # which has run out and holds nothing
+    (_, of_few), (all_, of_all) = await listed(2), await listed(100)
+    assert of_few == of_all
+    assert [(each.key, each.value) for each in all_ if each.quota is None] == [
+        ("beta", False),
+        ("seats", 9),
+        ("sso", True),
+    ]
+    for each in all_:
+        if each.quota is not None:
+            assert each.quota == await do(session_factory, quota_of, "t1", each.key, each.window, now=NOW)
+    assert {each.key: each.quota.used for each in all_ if each.quota} == {
+        "calls": 0,
+        "exports": 0,
+        "reports": Decimal("2.75"),
+        "tokens": 7,
+    }
 
 
 async def test_a_threshold_is_announced_once_in_a_window(session_factory: Sessions) -> None:

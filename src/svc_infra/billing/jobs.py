@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 from svc_infra import failpoints
 from svc_infra.billing import invoice_jobs
 from svc_infra.billing.aggregation import DayKey, DayTotal, recompute
-from svc_infra.billing.entitlements import announce_recorded
 from svc_infra.billing.first_use import ready
 from svc_infra.billing.invoice_bounds import NO_BOUND, RunBound
 from svc_infra.billing.invoicing import InvoiceRequest, generate_invoices
@@ -22,6 +21,7 @@ from svc_infra.billing.metrics import AGGREGATE_MILLISECONDS, INVOICES_GENERATED
 from svc_infra.billing.money import normalize_currency
 from svc_infra.billing.periods import day_bounds
 from svc_infra.billing.provider import enqueue_sync
+from svc_infra.billing.quota_watch import announce_recorded
 from svc_infra.billing.schemas import (
     AggregateDaily,
     GenerateMonthlyInvoice,

@@ -48,7 +48,7 @@ from svc_infra.db.exact import exact_sum
 from svc_infra.db.exact_arithmetic import exact_add, exact_at_most, exact_greater
 from svc_infra.db.rowset import Rowset
 
-_ENTITLEMENT, _SUBSCRIPTION, _TENANT, _EVENT, _MARK, _AGGREGATE, _WINDOW, _RESERVATION = (
+_ENTITLEMENT, _SUBSCRIPTION, _TENANT, _EVENT, _MARK, _AGGREGATE, WINDOW, RESERVATION = (
     cast("Table", model.__table__)
     for model in (
         PlanEntitlement,
@@ -62,19 +62,26 @@ _ENTITLEMENT, _SUBSCRIPTION, _TENANT, _EVENT, _MARK, _AGGREGATE, _WINDOW, _RESER
     )
 )
 
-_tenant_id: Any = bindparam("of_tenant_id", type_=TenantText)
+TENANT_ID: Any = bindparam("of_tenant_id", type_=TenantText)
 _key: Any = bindparam("of_key", type_=MetricText)
 _window: Any = bindparam("of_window", type_=WindowText)
 _start: Any = bindparam("of_window_start", type_=UtcDateTime)
 _end: Any = bindparam("of_window_end", type_=UtcDateTime)
-_now: Any = bindparam("of_now", type_=UtcDateTime)
-_amount: Any = bindparam("of_amount", type_=Quantity(50))
+NOW: Any = bindparam("of_now", type_=UtcDateTime)
+AMOUNT: Any = bindparam("of_amount", type_=Quantity(50))
 
 _this_window = and_(
-    _WINDOW.c.tenant_id == _tenant_id,
-    _WINDOW.c.key == _key,
-    _WINDOW.c.window == _window,
-    _WINDOW.c.window_start == _start,
+    WINDOW.c.tenant_id == TENANT_ID,
+    WINDOW.c.key == _key,
+    WINDOW.c.window == _window,
+    WINDOW.c.window_start == _start,
+)
+
+# A day whose total does not count all of its events yet.
+IS_MARKED = exists().where(
+    _MARK.c.tenant_id == _AGGREGATE.c.tenant_id,
+    _MARK.c.metric == _AGGREGATE.c.metric,
+    _MARK.c.day_start == _AGGREGATE.c.period_start,
 )
 
 
@@ -96,9 +103,9 @@ def entitlements() -> Select[Any]:
             )
         )
         .where(
-            held.tenant_id == _tenant_id,
-            held.effective_at <= _now,
-            or_(held.ended_at.is_(None), held.ended_at > _now),
+            held.tenant_id == TENANT_ID,
+            held.effective_at <= NOW,
+            or_(held.ended_at.is_(None), held.ended_at > NOW),
             said.key == _key,
             said.window == _window,
         )
@@ -128,37 +135,34 @@ def lock_window(dialect: str) -> Any:
     """Make the window's row, or lock it as it is, until the end of the transaction."""
     # An update that its WHERE keeps from being done still locks the row (PostgreSQL, "ON CONFLICT Clause").
     nothing: Any = literal(Decimal(0), Quantity(50))
-    return _upsert(dialect, select(*_new_window(nothing, nothing)), _WINDOW.c.taken, false())
+    return upsert_window(dialect, select(*new_window(nothing, nothing)), WINDOW.c.taken, false())
 
 
 @cache
-def reserve(dialect: str) -> Any:
+def take_new() -> Any:
     """Add ``amount`` to the window if with what is recorded it stays within ``allowed`` (NULL: no limit).
 
-    One row, (taken, alerted_percent, recorded), or none. Who waits for the row's lock here may have an older
-    view of the events than the one before had; the row's own ``recorded`` is never older. On PostgreSQL the
-    reservation is made in the same statement.
+    For SQLite; on PostgreSQL ``quota_taking`` does it and more. One row, (taken, alerted_percent, recorded),
+    or none. Who waits for the row's lock here may have an older view of the events than the one before had;
+    the row's own ``recorded`` is never older.
     """
     now = func.coalesce(recorded().scalar_subquery(), literal(Decimal(0), Quantity(50)))
     counted = select(type_coerce(now, Quantity(50)).label("recorded")).cte("counted")
     of_counted = select(counted.c.recorded).scalar_subquery()
-    first = select(*_new_window(_amount, counted.c.recorded)).where(_is_within(_amount, counted.c.recorded))
-    after = exact_add(_WINDOW.c.taken, _amount)
-    row = _upsert(
-        dialect, first, after, _is_within(after, exact_greater(_WINDOW.c.recorded, of_counted))
-    ).returning(_WINDOW.c.taken, _WINDOW.c.alerted_percent, _WINDOW.c.recorded)
-    if dialect != "postgresql":
-        return row
-    taken = row.cte("taken")
-    columns, values = zip(*_new_reservation().items(), strict=True)
-    made = insert(_RESERVATION).from_select(list(columns), select(*values).select_from(taken)).cte("made")
-    return select(taken.c.taken, taken.c.alerted_percent, of_counted).add_cte(made)
+    first = select(*new_window(AMOUNT, counted.c.recorded))
+    after = exact_add(WINDOW.c.taken, AMOUNT)
+    return upsert_window(
+        "sqlite",
+        first.where(is_within(AMOUNT, counted.c.recorded)),
+        after,
+        is_within(after, exact_greater(WINDOW.c.recorded, of_counted)),
+    ).returning(WINDOW.c.taken, WINDOW.c.alerted_percent, WINDOW.c.recorded)
 
 
 @cache
 def insert_reservation() -> Executable:
     """Store a reservation that is open."""
-    return insert(_RESERVATION).values(_new_reservation())
+    return insert(RESERVATION).values(new_reservation())
 
 
 @cache
@@ -169,21 +173,18 @@ def recorded() -> Select[Any]:
     only reads, so it waits for nobody and nobody waits for it.
     """
     day, mark, event = _AGGREGATE.c, _MARK.c, _EVENT.c
-    marked = exists().where(
-        mark.tenant_id == day.tenant_id, mark.metric == day.metric, mark.day_start == day.period_start
-    )
     totals = select(day.total.label("amount")).where(
-        day.tenant_id == _tenant_id,
+        day.tenant_id == TENANT_ID,
         day.metric == _key,
         day.granularity == "day",
         day.period_start >= _start,
         day.period_start < _end,
-        ~marked,
+        ~IS_MARKED,
     )
     changed = (
         select(mark.day_start, mark.day_end)
         .where(
-            mark.tenant_id == _tenant_id,
+            mark.tenant_id == TENANT_ID,
             mark.metric == _key,
             mark.day_start >= _start,
             mark.day_start < _end,
@@ -192,7 +193,7 @@ def recorded() -> Select[Any]:
         .subquery("changed")
     )
     events = select(event.amount).where(
-        event.tenant_id == _tenant_id,
+        event.tenant_id == TENANT_ID,
         event.metric == _key,
         event.at_ts >= changed.c.day_start,
         event.at_ts < changed.c.day_end,
@@ -206,12 +207,12 @@ def recorded() -> Select[Any]:
 def take() -> Executable:
     """Add ``amount`` to the locked window, whose usage is ``recorded``, if it stays within ``allowed``."""
     counted: Any = bindparam("of_recorded", type_=Quantity(50))
-    after = exact_add(_WINDOW.c.taken, _amount)
+    after = exact_add(WINDOW.c.taken, AMOUNT)
     return (
-        update(_WINDOW)
-        .where(_this_window, _is_within(after, counted))
+        update(WINDOW)
+        .where(_this_window, is_within(after, counted))
         .values(taken=after, recorded=counted)
-        .returning(_WINDOW.c.taken, _WINDOW.c.alerted_percent, _WINDOW.c.recorded)
+        .returning(WINDOW.c.taken, WINDOW.c.alerted_percent, WINDOW.c.recorded)
     )
 
 
@@ -219,13 +220,13 @@ def take() -> Executable:
 def note_recorded() -> Executable:
     """Write what was counted under the lock of the window."""
     counted: Any = bindparam("of_recorded", type_=Quantity(50))
-    return update(_WINDOW).where(_this_window).values(recorded=counted)
+    return update(WINDOW).where(_this_window).values(recorded=counted)
 
 
 @cache
 def give() -> Executable:
     """Add ``amount``, which may be negative, to the window whatever its limit is."""
-    return update(_WINDOW).where(_this_window).values(taken=exact_add(_WINDOW.c.taken, _amount))
+    return update(WINDOW).where(_this_window).values(taken=exact_add(WINDOW.c.taken, AMOUNT))
 
 
 @cache
@@ -233,60 +234,73 @@ def note_alert() -> Executable:
     """Remember ``percent`` as announced, unless as much was; no row if it was."""
     percent: Any = bindparam("of_percent")
     return (
-        update(_WINDOW)
-        .where(_this_window, _WINDOW.c.alerted_percent < percent)
+        update(WINDOW)
+        .where(_this_window, WINDOW.c.alerted_percent < percent)
         .values(alerted_percent=percent)
-        .returning(_WINDOW.c.alerted_percent)
+        .returning(WINDOW.c.alerted_percent)
     )
 
 
 @cache
 def taken() -> Select[Any]:
     """The window's ``taken`` and ``alerted_percent``, and what expired reservations still hold of it."""
-    held = _RESERVATION.c
-    expired = select(exact_sum(held.amount)).where(*_open_reservations(), held.expires_at <= _now)
-    return select(_WINDOW.c.taken, _WINDOW.c.alerted_percent, expired.scalar_subquery()).where(_this_window)
+    held = RESERVATION.c
+    expired = select(exact_sum(held.amount)).where(*_open_reservations(), held.expires_at <= NOW)
+    return select(WINDOW.c.taken, WINDOW.c.alerted_percent, expired.scalar_subquery()).where(_this_window)
 
 
 @cache
 def expire() -> Executable:
     """End the window's reservations that ran out, and return what each held."""
+    # One that is locked is being committed at this moment, and whoever does that may want this window next.
+    due = select(RESERVATION.c.id).where(*_open_reservations(), RESERVATION.c.expires_at <= NOW)
     return (
-        update(_RESERVATION)
-        .where(*_open_reservations(), _RESERVATION.c.expires_at <= _now)
+        update(RESERVATION)
+        .where(RESERVATION.c.tenant_id == TENANT_ID)
+        .where(RESERVATION.c.id.in_(due.with_for_update(skip_locked=True)))
         .values(state="expired")
-        .returning(_RESERVATION.c.amount)
+        .returning(RESERVATION.c.amount)
     )
 
 
 @cache
 def reservation() -> Select[Any]:
     """One reservation of a tenant."""
-    held = _RESERVATION.c
+    held = RESERVATION.c
     columns = (held.key, held.window, held.window_start, held.window_end, held.amount, held.state)
-    return select(*columns).where(held.tenant_id == _tenant_id, held.id == bindparam("of_id"))
+    return select(*columns).where(held.tenant_id == TENANT_ID, held.id == bindparam("of_id"))
+
+
+@cache
+def commit_open() -> Executable:
+    """Commit a reservation that is open with all of its amount; no row if it is not open."""
+    held = RESERVATION.c
+    open_one = (held.tenant_id == TENANT_ID, held.id == bindparam("of_id"), held.state == "open")
+    return update(RESERVATION).where(*open_one).values(state="committed").returning(held.id)
 
 
 @cache
 def end_reservation() -> Executable:
     """Give a reservation its last ``state``."""
-    held = _RESERVATION.c
-    ended = update(_RESERVATION).where(held.tenant_id == _tenant_id, held.id == bindparam("of_id"))
+    held = RESERVATION.c
+    ended = update(RESERVATION).where(held.tenant_id == TENANT_ID, held.id == bindparam("of_id"))
     return ended.values(state=bindparam("of_state"))
 
 
-def _upsert(dialect: str, rows: Any, taken: Any, where: Any) -> Any:
-    columns = [column.name for column in _WINDOW.columns]
-    upsert: Any = postgresql.insert(_WINDOW) if dialect == "postgresql" else sqlite.insert(_WINDOW)
+def upsert_window(dialect: str, rows: Any, taken: Any, where: Any) -> Any:
+    """Insert the window's row of ``rows``, or give the one that is there its ``taken``."""
+    columns = [column.name for column in WINDOW.columns]
+    upsert: Any = postgresql.insert(WINDOW) if dialect == "postgresql" else sqlite.insert(WINDOW)
     # SQLite's grammar needs a WHERE to tell ON CONFLICT from a join's ON.
     return upsert.from_select(columns, rows.where(true())).on_conflict_do_update(
         index_elements=["tenant_id", "key", "window", "window_start"], set_={"taken": taken}, where=where
     )
 
 
-def _new_window(taken: Any, counted: Any) -> list[Any]:
+def new_window(taken: Any, counted: Any) -> list[Any]:
+    """The columns of a window's first row."""
     values = {
-        "tenant_id": _tenant_id,
+        "tenant_id": TENANT_ID,
         "key": _key,
         "window": _window,
         "window_start": _start,
@@ -295,25 +309,27 @@ def _new_window(taken: Any, counted: Any) -> list[Any]:
         "recorded": counted,
         "alerted_percent": literal(0),
     }
-    return [values[column.name] for column in _WINDOW.columns]
+    return [values[column.name] for column in WINDOW.columns]
 
 
-def _new_reservation() -> dict[str, Any]:
+def new_reservation() -> dict[str, Any]:
+    """The columns of an open reservation."""
     return {
         "id": bindparam("of_id", type_=IdText),
-        "tenant_id": _tenant_id,
+        "tenant_id": TENANT_ID,
         "key": _key,
         "window": _window,
         "window_start": _start,
         "window_end": _end,
-        "amount": _amount,
+        "amount": AMOUNT,
         "state": literal("open"),
         "expires_at": bindparam("of_expires_at", type_=UtcDateTime),
     }
 
 
-def _is_within(taken: Any, counted: Any) -> Any:
-    allowed: Any = bindparam("of_allowed", type_=Quantity(50))
+def is_within(taken: Any, counted: Any, allowed: Any = None) -> Any:
+    """Whether what is taken and what is counted stay within ``allowed``, where NULL is no limit."""
+    allowed = bindparam("of_allowed", type_=Quantity(50)) if allowed is None else allowed
     return or_(allowed.is_(None), exact_at_most(exact_add(taken, counted), allowed))
 
 
@@ -323,9 +339,9 @@ def given(**values: Any) -> dict[str, Any]:
 
 
 def _open_reservations() -> tuple[Any, ...]:
-    held = _RESERVATION.c
+    held = RESERVATION.c
     return (
-        held.tenant_id == _tenant_id,
+        held.tenant_id == TENANT_ID,
         held.key == _key,
         held.window == _window,
         held.window_start == _start,

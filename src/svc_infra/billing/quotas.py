@@ -14,11 +14,14 @@ from svc_infra.billing.entitlements import (
     WINDOWS,
     Quota,
     Reservation,
+    Use,
     Window,
     commit,
     quota_of,
     release,
     reserve,
+    take_back,
+    use,
 )
 from svc_infra.billing.quota_headers import rate_limit_headers
 from svc_infra.exceptions import InvalidSettings
@@ -34,15 +37,16 @@ def require_quota(
     amount: int | str | Decimal = 1,
     records_usage: bool = False,
 ) -> Callable[..., AsyncIterator[None]]:
-    """Make a dependency that reserves ``amount`` of the tenant's quota of ``key`` before the endpoint runs.
+    """Make a dependency that takes ``amount`` of the tenant's quota of ``key`` before the endpoint runs.
 
     The limit is the entitlement of the plans that the tenant is on, for the tenant's local ``day`` or
     ``month``. However many requests come at once, the limit is not exceeded: the request that would is
     refused (the API answers 429) or, if ``soft`` or the entitlement is, let through with the header
     ``X-Quota-Exceeded``. Both answers say in ``RateLimit`` what is left and when the window is renewed. An
-    endpoint that raises gives back what was reserved for it. Usage that was recorded with the metric ``key``
-    counts, too. An endpoint that records its own usage of ``key`` says so with ``records_usage``: what it
-    recorded then counts instead of the reservation, and not beside it.
+    endpoint that raises gives back what was taken for it; where the process dies instead, it stays taken.
+    Usage that was recorded with the metric ``key`` counts, too. An endpoint that records its own usage of
+    ``key`` says so with ``records_usage``: it is held by a reservation then, and what the endpoint recorded
+    counts instead, and not beside it.
 
     Without a plan that says anything of the key and window, the request is refused, soft or not, unless the
     setting ``billing.quotas_without_entitlement`` is ``allow``.
@@ -69,9 +73,9 @@ def require_quota(
         settings: Any = Depends(get_billing_settings),
     ) -> AsyncIterator[None]:
         allows_unknown = settings.quotas_without_entitlement == "allow"
-        asked = _Asked(principal.tenant_id, key, window, amount, soft, allows_unknown)
+        asked = _Asked(principal.tenant_id, key, window, amount, soft, allows_unknown, records_usage)
         async with sessions.begin() as session:
-            held = await session.run_sync(_reserve, asked, clock.now())
+            held = await session.run_sync(_take, asked, clock.now())
         if held is None:
             yield
             return
@@ -80,10 +84,11 @@ def require_quota(
             yield
         except BaseException:
             async with sessions.begin() as session:
-                await session.run_sync(release, held.tenant_id, held.id)
+                await session.run_sync(_give_back, held)
             raise
-        async with sessions.begin() as session:
-            await session.run_sync(commit, held.tenant_id, held.id, is_recorded=records_usage)
+        if isinstance(held, Reservation):
+            async with sessions.begin() as session:
+                await session.run_sync(commit, held.tenant_id, held.id, is_recorded=True)
 
     return hold
 
@@ -101,12 +106,21 @@ class _Asked(NamedTuple):
     amount: int | str | Decimal
     soft: bool
     allows_unknown: bool
+    records_usage: bool
 
 
-def _reserve(session: Session, asked: _Asked, now: datetime) -> Reservation | None:
-    """The reservation of a request, or None where nothing is entitled and that is allowed."""
-    if asked.allows_unknown and quota_of(session, asked.tenant_id, asked.key, asked.window, now=now) is None:
+def _take(session: Session, asked: _Asked, now: datetime) -> Reservation | Use | None:
+    """What was taken for a request, or None where nothing is entitled and that is allowed."""
+    tenant_id, key, window = asked.tenant_id, asked.key, asked.window
+    if asked.allows_unknown and quota_of(session, tenant_id, key, window, now=now) is None:
         return None
-    return reserve(
-        session, asked.tenant_id, asked.key, asked.amount, window=asked.window, soft=asked.soft, now=now
-    )
+    # What is used up at once needs no second transaction at the end. An event that is to count instead does.
+    taking: Callable[..., Reservation | Use] = reserve if asked.records_usage else use
+    return taking(session, tenant_id, key, asked.amount, window=window, soft=asked.soft, now=now)
+
+
+def _give_back(session: Session, held: Reservation | Use) -> None:
+    if isinstance(held, Use):
+        take_back(session, held)
+    else:
+        release(session, held.tenant_id, held.id)

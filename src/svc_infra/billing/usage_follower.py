@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.aggregation import recompute
-from svc_infra.billing.entitlements import announce_recorded
+from svc_infra.billing.quota_watch import announce_recorded
 from svc_infra.billing.usage_days import any_mark, marked_days
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.db.session import finds_any
