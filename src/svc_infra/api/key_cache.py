@@ -9,7 +9,8 @@ from hashlib import sha256
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from svc_infra.api.keys import ApiKey, find_key
+from svc_infra.api.keys import ApiKey, find_key, is_use_to_note, note_use
+from svc_infra.db.session import begin_reading
 
 KEY_CACHE_SECONDS = 5.0
 """For so long a revoked key may still open what it opened, in a process that has just used it."""
@@ -30,8 +31,12 @@ class KeyCache:
         digest = sha256(text.encode()).digest()
         key, until = self._found.get(digest, (None, 0.0))
         if key is None or self._monotonic() >= until:
-            async with sessions.begin() as session:
-                key = await session.run_sync(find_key, text, now=now)
+            async with sessions() as session:
+                await begin_reading(session)
+                key = await session.run_sync(find_key, text)
+            if key is not None and is_use_to_note(key, now=now):
+                async with sessions.begin() as session:
+                    await session.run_sync(note_use, key, now=now)
             self._keep(digest, key)
         return key if key is not None and key.is_valid(now) else None
 

@@ -138,18 +138,24 @@ def revoke_key(session: Session, key_id: str, *, actor: str, now: datetime) -> N
     record_act(session, "revoke_api_key", key_id, actor=actor, now=now)
 
 
-def find_key(session: Session, text: str, *, now: datetime) -> ApiKey | None:
-    """Return the key that ``text`` is, valid or not, noting its use; None if there is none."""
+def find_key(session: Session, text: str) -> ApiKey | None:
+    """Return the key that ``text`` is, valid or not; None if there is none."""
     if not is_key(text):
         return None
     row = session.scalars(select(ApiKeyRow).where(ApiKeyRow.digest == _digest(text))).one_or_none()
-    if row is None:
-        return None
-    key = _key(row)
-    if key.is_valid(now) and (key.last_used_at is None or now - key.last_used_at > _LAST_USED_EVERY):
-        is_old = or_(ApiKeyRow.last_used_at.is_(None), ApiKeyRow.last_used_at < now - _LAST_USED_EVERY)
-        session.execute(update(ApiKeyRow).where(ApiKeyRow.id == key.id, is_old).values(last_used_at=now))
-    return key
+    return None if row is None else _key(row)
+
+
+def is_use_to_note(key: ApiKey, *, now: datetime) -> bool:
+    """Whether the use that was last noted of a valid key is so long ago that this one is to be noted."""
+    is_old = key.last_used_at is None or now - key.last_used_at > _LAST_USED_EVERY
+    return key.is_valid(now) and is_old
+
+
+def note_use(session: Session, key: ApiKey, *, now: datetime) -> None:
+    """Note that a key is used ``now``, unless somebody just did."""
+    is_old = or_(ApiKeyRow.last_used_at.is_(None), ApiKeyRow.last_used_at < now - _LAST_USED_EVERY)
+    session.execute(update(ApiKeyRow).where(ApiKeyRow.id == key.id, is_old).values(last_used_at=now))
 
 
 def is_key(text: str) -> bool:

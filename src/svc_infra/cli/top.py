@@ -20,6 +20,7 @@ from svc_infra.cli.context import echo_json, json_option, open_database, run_asy
 from svc_infra.cli.schedules import app_option, known_schedules
 from svc_infra.clock import SystemClock
 from svc_infra.config import Settings
+from svc_infra.db.session import begin_reading
 from svc_infra.jobs.loop import wait_any
 from svc_infra.jobs.overview import Overview, overview
 from svc_infra.jobs.pausing import StoredSchedule, list_schedules
@@ -97,6 +98,7 @@ async def _watch(
             while True:
                 started_at = loop.time()
                 async with session_factory() as session:
+                    await begin_reading(session)
                     found = await session.run_sync(lambda sync: _look(sync, schedules))
                 seconds = loop.time() - started_at
                 show(Snapshot(_name_of(settings), *found, round(seconds, 4)))

@@ -13,6 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from svc_infra.db.session import READING
 from svc_infra.exceptions import InvalidSettings, SchemaMissing
 
 VERSION_TABLE = "svc_infra_alembic_version"
@@ -57,7 +58,7 @@ async def require_head(engine: AsyncEngine) -> None:
     Raises:
         SchemaMissing: it has none or another; the message names the command that mends it.
     """
-    async with engine.connect() as connection:
+    async with engine.execution_options(**READING).connect() as connection:
         current = await connection.run_sync(current_revision)
     if current != head_revision():
         raise SchemaMissing(

@@ -22,6 +22,9 @@ from svc_infra.exceptions import InvalidSettings
 log = structlog.get_logger(__name__)
 
 SQLITE_BUSY_TIMEOUT_SECONDS = 60
+_READS = "svc_infra_reads"
+READING: Mapping[str, bool] = {_READS: True, "postgresql_readonly": True}
+"""The execution options of a connection that only reads."""
 
 
 def normalize_url(url: str | URL) -> URL:
@@ -98,6 +101,15 @@ def make_engine(
 def make_session_factory(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
     """Make the factory of the short sessions that every unit of work opens for itself."""
     return async_sessionmaker(engine, expire_on_commit=False)
+
+
+async def begin_reading(session: AsyncSession) -> None:
+    """Begin a transaction of ``session`` that only reads: it waits for no writer and keeps none waiting.
+
+    PostgreSQL refuses a write in it. SQLite, where a transaction takes the one write lock at once otherwise,
+    may refuse one when another process writes.
+    """
+    await session.connection(execution_options=READING)
 
 
 async def commit(session: AsyncSession) -> None:
@@ -185,8 +197,9 @@ def _sqlite_engine(url: URL) -> AsyncEngine:
         register_functions(dbapi_connection)
 
     @event.listens_for(engine.sync_engine, "begin")
-    def _begin_immediate(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    def _begin(connection: Connection) -> None:
+        is_reading = connection.get_execution_options().get(_READS, False)
+        connection.exec_driver_sql("BEGIN" if is_reading else "BEGIN IMMEDIATE")
 
     if is_memory:
         _keep_connection(engine)

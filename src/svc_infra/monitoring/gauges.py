@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from svc_infra import __version__
 from svc_infra.clock import Clock
 from svc_infra.db.readiness import DATABASE_ERRORS
+from svc_infra.db.session import begin_reading
 from svc_infra.jobs.overview import overview
 from svc_infra.jobs.pausing import list_schedules
 from svc_infra.jobs.scheduler import Schedule
@@ -91,6 +92,7 @@ class DatabaseGauges(Collector):
         """Read the figures of the database; called in the event loop."""
         now = self._clock.now()
         async with self._session_factory() as session:
+            await begin_reading(session)
             return await session.run_sync(self._read, now)
 
     def _read(self, session: Session, now: datetime) -> list[_Sample]:

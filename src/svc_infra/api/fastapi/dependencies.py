@@ -6,18 +6,21 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 from fastapi import Depends, Header, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session
 
-from svc_infra.api.cursors import Cursors
+from svc_infra.api.cursors import Cursors, installation_cursors
 from svc_infra.api.fastapi.middleware.errors.kinds import NOT_AUTHENTICATED, SCOPE_MISSING, TENANT_MISSING
 from svc_infra.api.fastapi.middleware.errors.problem import Refusal
 from svc_infra.api.key_cache import KeyCache
 from svc_infra.api.keys import is_key
+from svc_infra.billing.first_use import ready
 from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
 from svc_infra.clock import Clock
 from svc_infra.config import BillingSettings, Settings, load_settings
@@ -95,6 +98,18 @@ class Database:
     def is_of(self, session_factory: SessionFactory | None) -> bool:
         """Whether these are the caller's sessions; without any, whatever is there will do."""
         return session_factory is None or session_factory is self._factory
+
+    async def know_cursors(self, now: datetime) -> None:
+        """See to it that the secret of the cursors is known, before a transaction that could not make one."""
+        if self.cursors is None:
+
+            def find(session: Session) -> Cursors:
+                ready(session)
+                return installation_cursors(session, now=now)
+
+            async with self.session_factory.begin() as session:
+                cursors = await session.run_sync(find)
+            self.cursors = cursors
 
     async def close(self) -> None:
         """Close the connections, unless the sessions are the caller's own; a later request opens new ones."""

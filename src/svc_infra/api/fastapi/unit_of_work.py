@@ -34,6 +34,7 @@ from svc_infra.api.fastapi.middleware.idempotency import (
 from svc_infra.api.fastapi.route import ApiRoute
 from svc_infra.api.fastapi.strict_json import parse_body
 from svc_infra.billing.first_use import ready
+from svc_infra.db.session import begin_reading
 from svc_infra.exceptions import InvalidSecret
 from svc_infra.webhooks.sealing import KeyRing, SecretPlace, is_sealed
 from svc_infra.webhooks.stored_secrets import open_text
@@ -41,11 +42,14 @@ from svc_infra.webhooks.stored_secrets import open_text
 MAX_BODY_BYTES = 4 * 1024 * 1024
 _MAX_KEPT_BYTES = 1024 * 1024
 _START_BYTES = 20
+_READING_METHODS = frozenset({"GET", "HEAD"})
 _ANSWERED_BY_THE_SERVER = (b"content-length",)
 
 
 class UnitOfWorkRoute(ApiRoute):
-    """A route whose handler runs in the transaction of its request."""
+    """A route whose handler runs in the transaction of its request, one that only reads for a GET."""
+
+    reads_by_get = True
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         if METHODS.intersection(options.get("methods") or ()):
@@ -57,7 +61,8 @@ class UnitOfWorkRoute(ApiRoute):
 
         async def handle_in_unit(request: Request) -> Response:
             request = _StrictRequest(request.scope, _at_most(MAX_BODY_BYTES, request.receive))
-            unit = request.state.svc_infra_unit = _Unit(request)
+            is_reading = self.reads_by_get and request.method in _READING_METHODS
+            unit = request.state.svc_infra_unit = _Unit(request, is_reading=is_reading)
             try:
                 response = await handle(request)
                 await unit.commit(response)
@@ -68,6 +73,12 @@ class UnitOfWorkRoute(ApiRoute):
             return response
 
         return handle_in_unit
+
+
+class TryingRoute(UnitOfWorkRoute):
+    """A route whose GET tries something that is rolled back, which a transaction that only reads may not."""
+
+    reads_by_get = False
 
 
 async def unit_session(request: Request, principal: CurrentPrincipal) -> AsyncSession:
@@ -126,8 +137,9 @@ class _AnsweredBefore(Exception):
 
 
 class _Unit:
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, *, is_reading: bool) -> None:
         self._request = request
+        self._is_reading = is_reading
         self._context = context_of(request)
         self._session: AsyncSession | None = None
         self._kept_as: tuple[str, str] | None = None
@@ -135,8 +147,12 @@ class _Unit:
 
     async def begin(self, principal: Principal) -> AsyncSession:
         if self._session is None:
+            if self._is_reading:
+                await self._context.database.know_cursors(self._context.clock.now())
             self._session = self._context.database.session_factory()
             self._context.hold_to_tenant(self._session, principal)
+            if self._is_reading:
+                await begin_reading(self._session)
             await self._session.run_sync(ready)
             await self._look_for_answer(principal)
         return self._session

@@ -12,7 +12,7 @@ from svc_infra.api.fastapi.billing.access import AppClock, Reader, Writer
 from svc_infra.api.fastapi.billing.fields import Month, year_and_month
 from svc_infra.api.fastapi.billing.invoice_bodies import PreviewBody
 from svc_infra.api.fastapi.route import refusals
-from svc_infra.api.fastapi.unit_of_work import UnitOfWorkRoute, UnitSession
+from svc_infra.api.fastapi.unit_of_work import TryingRoute, UnitSession
 from svc_infra.billing.catalog import parse_catalog
 from svc_infra.billing.preview import preview_invoices
 
@@ -57,7 +57,7 @@ class ComparedPreviews(Previews):
 
 def previews_router() -> APIRouter:
     """Make the routes of previews."""
-    router = APIRouter(route_class=UnitOfWorkRoute, tags=["invoices"])
+    router = APIRouter(route_class=TryingRoute, tags=["invoices"])
     router.add_api_route(
         "/preview",
         read_preview,
