@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner
 from fastapi import Depends, FastAPI
-from sqlalchemy import Connection, delete, func, select, text, update
+from sqlalchemy import Connection, Table, UniqueConstraint, delete, func, select, text, update
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
@@ -192,6 +195,104 @@ async def test_a_condition_that_would_tell_is_not_tried_on_hidden_rows(
     async with acting(session_factory, OWNER) as session:
         with pytest.raises(DBAPIError, match="it saw"):
             await session.execute(text("SELECT id FROM webhook_endpoints WHERE tell(url)"))
+
+
+async def copied(sessions: Sessions, table: Table, **changed: Any) -> dict[str, Any]:
+    """A row of the owner's, with some values changed."""
+    async with sessions() as session:
+        found = await session.execute(select(table).where(table.c.tenant_id == OWNER).limit(1))
+        return {**found.mappings().one(), **changed}
+
+
+INDEXED = [
+    table.name
+    for table in WALLED
+    if any(
+        next(iter(index.columns)).name == "tenant_id" and index.dialect_options["postgresql"]["where"] is None
+        for index in table.indexes
+    )
+    or next(iter(table.primary_key)).name == "tenant_id"
+]
+
+
+async def test_an_index_finds_the_tenants_rows_under_the_policy_too(session_factory: Sessions) -> None:
+    assert {"usage_events", "usage_aggregates", "invoices", "quota_windows", "subscriptions"} <= set(INDEXED)
+    async with acting(session_factory, OWNER) as session:
+        await session.execute(text("SET LOCAL enable_seqscan = off"))
+        for name in INDEXED:
+            plan = "\n".join(await session.scalars(text(f"EXPLAIN SELECT tenant_id FROM {name}")))
+            assert re.search(r"(Index|Recheck) Cond: .*current_setting", plan), plan
+
+
+async def test_a_conflict_with_a_hidden_row_changes_and_shows_nothing_of_it(
+    session_factory: Sessions, seeds: Seeds
+) -> None:
+    """An id is the one key that tenants share; every other key of theirs begins with the tenant."""
+    messages = metadata().tables["outbox_messages"]
+    theirs = await copied(session_factory, messages, tenant_id=STRANGER, body=b"{}", idempotency_digest=None)
+    new = postgresql.insert(messages).values(theirs)
+    taking_over = new.on_conflict_do_update(index_elements=["id"], set_={"body": b"{}"})
+    message = await refused(session_factory, taking_over.returning(messages.c.body))
+    assert "row-level security" in message
+    async with acting(session_factory, STRANGER) as session:
+        passed_over = await session.execute(new.on_conflict_do_nothing().returning(messages.c.body))
+        assert passed_over.all() == []
+        await session.commit()
+    kept = await copied(session_factory, messages, tenant_id=STRANGER)
+    assert (kept["id"], kept["body"] != b"{}") == (theirs["id"], True)
+    for table in WALLED:
+        for key in (each for each in table.constraints if isinstance(each, UniqueConstraint)):
+            assert "tenant_id" in key.columns or table.name in {"webhook_deliveries"}, (table.name, key.name)
+
+
+async def test_the_key_of_a_hidden_row_is_free_for_another_tenant(
+    session_factory: Sessions, seeds: Seeds
+) -> None:
+    events = metadata().tables["usage_events"]
+    row = await copied(session_factory, events, tenant_id=STRANGER)
+    async with acting(session_factory, STRANGER) as session:
+        added = postgresql.insert(events).values(row).on_conflict_do_nothing().returning(events.c.id)
+        assert len((await session.execute(added)).all()) == 1
+
+
+@pytest.mark.parametrize("name", ["invoice_lines", "credit_notes", "credit_note_lines"])
+async def test_what_belongs_to_a_row_cannot_be_added_to_another_tenants(
+    session_factory: Sessions, seeds: Seeds, name: str
+) -> None:
+    """A foreign key sees hidden rows, so it has to be of the tenant's, too."""
+    table = metadata().tables[name]
+    row = await copied(session_factory, table, tenant_id=STRANGER)
+    row |= {key: value for key, value in (("id", str(uuid4())), ("subscription_id", None)) if key in row}
+    async with acting(session_factory, STRANGER) as session:
+        await session.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
+        with pytest.raises(DBAPIError, match="foreign key"):
+            await session.execute(table.insert().values(row))
+
+
+async def test_what_names_a_row_by_its_id_alone_must_see_it(session_factory: Sessions, seeds: Seeds) -> None:
+    endpoints, deliveries = metadata().tables["webhook_endpoints"], metadata().tables["webhook_deliveries"]
+    own = await copied(session_factory, endpoints, id=str(uuid4()), tenant_id=STRANGER)
+    async with acting(session_factory, STRANGER) as session:
+        await session.execute(endpoints.insert().values(own))
+        await session.commit()
+    changed = {"id": str(uuid4()), "endpoint_id": own["id"], "tenant_id": STRANGER}
+    of_their_message = await copied(session_factory, deliveries, **changed)
+    message = await refused(session_factory, deliveries.insert().values(of_their_message))
+    assert "row-level security" in message
+    walled = {table.name for table in WALLED}
+    by_id_alone = {
+        (table.name, key.referred_table.name)
+        for table in WALLED
+        for key in table.foreign_key_constraints
+        if key.referred_table.name in walled and "tenant_id" not in key.columns
+    }
+    # Each of these is looked for in the policy of the table that names it.
+    assert by_id_alone == {
+        ("webhook_deliveries", "outbox_messages"),
+        ("webhook_deliveries", "webhook_endpoints"),
+        ("webhook_delivery_attempts", "webhook_deliveries"),
+        ("webhook_replays", "webhook_endpoints"),
+    }
 
 
 async def test_a_route_whose_query_forgets_the_tenant_still_shows_nothing(

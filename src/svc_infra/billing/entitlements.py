@@ -18,7 +18,7 @@ from svc_infra.billing.quota_alerts import Publisher, crossed, publish_crossed
 from svc_infra.billing.quota_models import QuotaReservation
 from svc_infra.billing.quota_state import WINDOWS, Quota, Window, count_recorded, quota_of, window_of
 from svc_infra.billing.quota_statements import given
-from svc_infra.billing.quota_taking import Wanted, give_back, take
+from svc_infra.billing.quota_taking import Wanted, give_back, take, take_alone
 from svc_infra.billing.usage_event import storable_quantity
 from svc_infra.db.base import new_id
 from svc_infra.exceptions import InvalidUsage, NotFound, ReservationEnded
@@ -39,6 +39,7 @@ __all__ = [
     "reserve",
     "take_back",
     "use",
+    "use_alone",
 ]
 RESERVATION_SECONDS = 300.0
 
@@ -133,6 +134,27 @@ def use(
     ready(session)
     wanted = Wanted(tenant_id, key, window, _positive(amount), soft, now)
     return Use(wanted, _take_and_tell(session, wanted, webhooks))
+
+
+def use_alone(
+    session: Session,
+    tenant_id: str,
+    key: str,
+    amount: int | str | Decimal = 1,
+    *,
+    now: datetime,
+    window: Window = "day",
+    soft: bool = False,
+) -> Use | None:
+    """Do as ``use`` does, by one statement that may be committed by itself; None, and nothing, if it cannot.
+
+    Raises:
+        InvalidUsage: the amount is no exact positive quantity.
+    """
+    ready(session)
+    wanted = Wanted(tenant_id, key, window, _positive(amount), soft, now)
+    quota = take_alone(session, wanted)
+    return None if quota is None else Use(wanted, quota)
 
 
 def take_back(session: Session, use: Use) -> None:

@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     Boolean,
     Select,
+    Text,
+    and_,
     bindparam,
     case,
+    cast,
     func,
     insert,
     literal,
@@ -97,13 +100,25 @@ def take(session: Session, wanted: Wanted) -> Taken:
     return _taken(wanted, entitled, row)
 
 
+def take_alone(session: Session, wanted: Wanted) -> Quota | None:
+    """Take by one statement that may be committed by itself; None, and nothing, where that is not enough.
+
+    It is not enough where the limit has no room for it, where somebody may have to be alerted, where a
+    reservation is wanted, and on SQLite.
+    """
+    if wanted.reservation is not None or session.get_bind().dialect.name != "postgresql":
+        return None
+    taken = _take_at_once(session, wanted, is_alone=True)
+    return None if taken is None else taken.quota
+
+
 def give_back(session: Session, wanted: Wanted, quota: Quota) -> None:
     """Give back what was taken of ``quota`` without a reservation."""
     named = window_of(wanted.tenant_id, wanted.key, wanted.window, quota.period)
     session.connection().execute(statements.give(), named | given(amount=-wanted.amount))
 
 
-def _take_at_once(session: Session, wanted: Wanted) -> Taken | None:
+def _take_at_once(session: Session, wanted: Wanted, *, is_alone: bool = False) -> Taken | None:
     period = period_at(wanted.now, wanted.window, _zones.get(wanted.tenant_id, "UTC"))
     named = window_of(wanted.tenant_id, wanted.key, wanted.window, period)
     asked = given(
@@ -113,7 +128,7 @@ def _take_at_once(session: Session, wanted: Wanted) -> Taken | None:
         timezone=_zones.get(wanted.tenant_id, "UTC"),
         **_reservation_of(wanted),
     )
-    statement = _taking_at_once(makes_reservation=wanted.reservation is not None)
+    statement = _taking_at_once(wanted.reservation is not None, is_alone)
     rows = session.connection().execute(statement, named | asked).all()
     return _taken(wanted, together(rows, period), rows[0]) if rows else None
 
@@ -157,10 +172,11 @@ def _reservation_of(wanted: Wanted) -> dict[str, Any]:
 
 
 @cache
-def _taking_at_once(makes_reservation: bool) -> Select[Any]:
+def _taking_at_once(makes_reservation: bool, is_alone: bool) -> Select[Any]:
     """Read what the plans say, and take as ``statements.take_new`` does; a row for each plan, or none.
 
-    None also where the tenant is not in the zone that the window's bounds were made for.
+    None also where the tenant is not in the zone that the window's bounds were made for, and, with
+    ``is_alone``, where a plan wants alerts: those are published in the transaction that takes.
     """
     said = statements.entitlements().cte("said")
     is_unlimited = or_(
@@ -168,9 +184,12 @@ def _taking_at_once(makes_reservation: bool) -> Select[Any]:
         func.bool_or(said.c.is_soft),
         func.bool_or(said.c.limit_per_window.is_(None)),
     )
+    fits = [said.c.timezone == bindparam("of_timezone")]
+    if is_alone:
+        fits.append(func.coalesce(cast(said.c.alert_percents, Text), "[]") == "[]")
     terms = select(
         case((is_unlimited, null()), else_=func.sum(said.c.limit_per_window)).label("allowed"),
-        func.bool_and(said.c.timezone == bindparam("of_timezone")).label("is_in_zone"),
+        func.bool_and(and_(*fits)).label("fits"),
     ).cte("terms")
     nothing = literal(Decimal(0), Quantity(50))
     recorded = func.coalesce(statements.recorded().scalar_subquery(), nothing)
@@ -180,7 +199,7 @@ def _taking_at_once(makes_reservation: bool) -> Select[Any]:
     amount = statements.AMOUNT
     first = (
         select(*statements.new_window(amount, counted.c.recorded))
-        .select_from(counted.join(terms, terms.c.is_in_zone))
+        .select_from(counted.join(terms, terms.c.fits))
         .where(statements.is_within(amount, counted.c.recorded, allowed))
     )
     window = statements.WINDOW.c

@@ -22,8 +22,10 @@ from svc_infra.billing.entitlements import (
     reserve,
     take_back,
     use,
+    use_alone,
 )
 from svc_infra.billing.quota_headers import rate_limit_headers
+from svc_infra.db.session import commit_each_statement
 from svc_infra.exceptions import InvalidSettings
 
 EXCEEDED_HEADER = "X-Quota-Exceeded"
@@ -74,8 +76,7 @@ def require_quota(
     ) -> AsyncIterator[None]:
         allows_unknown = settings.quotas_without_entitlement == "allow"
         asked = _Asked(principal.tenant_id, key, window, amount, soft, allows_unknown, records_usage)
-        async with sessions.begin() as session:
-            held = await session.run_sync(_take, asked, clock.now())
+        held = await _hold(sessions, asked, clock.now())
         if held is None:
             yield
             return
@@ -83,12 +84,9 @@ def require_quota(
         try:
             yield
         except BaseException:
-            async with sessions.begin() as session:
-                await session.run_sync(_give_back, held)
+            await _end(sessions, held, is_done=False)
             raise
-        if isinstance(held, Reservation):
-            async with sessions.begin() as session:
-                await session.run_sync(commit, held.tenant_id, held.id, is_recorded=True)
+        await _end(sessions, held, is_done=True)
 
     return hold
 
@@ -109,6 +107,24 @@ class _Asked(NamedTuple):
     records_usage: bool
 
 
+async def _hold(sessions: Any, asked: _Asked, now: datetime) -> Reservation | Use | None:
+    # A role is put on for the length of a transaction, so that there has to be one.
+    if not (asked.records_usage or sessions.is_held):
+        async with sessions.begin() as session:
+            used: Use | None = await session.run_sync(_use_alone, asked, now)
+        if used is not None:
+            return used
+    async with sessions.begin() as session:
+        held: Reservation | Use | None = await session.run_sync(_take, asked, now)
+    return held
+
+
+def _use_alone(session: Session, asked: _Asked, now: datetime) -> Use | None:
+    commit_each_statement(session)
+    tenant_id, key, window = asked.tenant_id, asked.key, asked.window
+    return use_alone(session, tenant_id, key, asked.amount, window=window, soft=asked.soft, now=now)
+
+
 def _take(session: Session, asked: _Asked, now: datetime) -> Reservation | Use | None:
     """What was taken for a request, or None where nothing is entitled and that is allowed."""
     tenant_id, key, window = asked.tenant_id, asked.key, asked.window
@@ -119,8 +135,17 @@ def _take(session: Session, asked: _Asked, now: datetime) -> Reservation | Use |
     return taking(session, tenant_id, key, asked.amount, window=window, soft=asked.soft, now=now)
 
 
-def _give_back(session: Session, held: Reservation | Use) -> None:
-    if isinstance(held, Use):
-        take_back(session, held)
-    else:
-        release(session, held.tenant_id, held.id)
+async def _end(sessions: Any, held: Reservation | Use, *, is_done: bool) -> None:
+    """Give back what was taken for what was not done; of what was done, commit the reservation."""
+
+    def end(session: Session) -> None:
+        if isinstance(held, Use):
+            take_back(session, held)
+        elif is_done:
+            commit(session, held.tenant_id, held.id, is_recorded=True)
+        else:
+            release(session, held.tenant_id, held.id)
+
+    if not (is_done and isinstance(held, Use)):
+        async with sessions.begin() as session:
+            await session.run_sync(end)

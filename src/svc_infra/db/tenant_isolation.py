@@ -37,6 +37,10 @@ _BY_PARENT = {
         f"{_OF_TENANT} AND EXISTS (SELECT FROM webhook_endpoints AS e WHERE e.id = endpoint_id)"
     ),
 }
+# Foreign keys look past policies: what names another row by its id alone must see that row to be written.
+_WRITTEN_IF = {
+    "webhook_deliveries": " AND EXISTS (SELECT FROM outbox_messages AS m WHERE m.id = message_id)",
+}
 # What all tenants share, and what may be done there. An idempotent answer is found by a digest of its caller.
 _SHARED = {
     "plans": "SELECT",
@@ -177,8 +181,9 @@ def _let_into_schema(connection: Connection, role: str) -> None:
 def _wall(connection: Connection, table: str, condition: str, role: str) -> None:
     connection.exec_driver_sql(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
     connection.exec_driver_sql(f"DROP POLICY IF EXISTS {_POLICY} ON {table}")
+    written = condition + _WRITTEN_IF.get(table, "")
     connection.exec_driver_sql(
-        f'CREATE POLICY {_POLICY} ON {table} FOR ALL TO "{role}" USING ({condition}) WITH CHECK ({condition})'
+        f'CREATE POLICY {_POLICY} ON {table} FOR ALL TO "{role}" USING ({condition}) WITH CHECK ({written})'
     )
     connection.exec_driver_sql(f'GRANT {_APPEND_ONLY.get(table, _EVERYTHING)} ON {table} TO "{role}"')
 

@@ -96,6 +96,12 @@ def get_delivery(session: Session, delivery_id: str, *, tenant_id: str | None = 
     return _listed(*found)
 
 
+def body_of(session: Session, delivery: ListedDelivery) -> str:
+    """Return the body of a delivery's message, which is JSON in UTF-8."""
+    query = select(OutboxMessageRow.body).where(OutboxMessageRow.id == delivery.message_id)
+    return session.scalars(query).one().decode()
+
+
 def list_attempts(session: Session, delivery_id: str, *, tenant_id: str | None = None) -> list[ListedAttempt]:
     """Return the attempts of a delivery, the first one first.
 

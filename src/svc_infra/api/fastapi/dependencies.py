@@ -249,6 +249,11 @@ class TenantSessions:
         self._principal = principal
         self._context = context
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a role of the database sees to it."""
+        return self._context is not None and bool(self._context.tenant_role and self._principal.tenant_id)
+
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncSession]:
         """Open a session whose transaction is committed at the end, as ``async_sessionmaker.begin`` does."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
+from svc_infra.api.fastapi.answer_examples import with_examples
 from svc_infra.api.fastapi.dependencies import ApiContext, Database, PrincipalSource, SessionFactory
 from svc_infra.api.fastapi.middleware.errors.handlers import answer_error
 from svc_infra.clock import Clock, SystemClock
@@ -72,4 +73,5 @@ def _begin(
                 await database.close()
 
     app.router.lifespan_context = lifespan
+    app.openapi = with_examples(app.openapi)  # type: ignore[method-assign]  # as FastAPI documents it
     return context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -14,7 +15,7 @@ from svc_infra.api.fastapi.route import refusals
 from svc_infra.api.fastapi.unit_of_work import UnitOfWorkRoute, UnitSession
 from svc_infra.api.fastapi.webhooks.access import AppClock, Reader, Writer
 from svc_infra.webhooks.delivery import DeliveryState
-from svc_infra.webhooks.delivery_log import get_delivery, list_attempts, list_deliveries
+from svc_infra.webhooks.delivery_log import body_of, get_delivery, list_attempts, list_deliveries
 from svc_infra.webhooks.redelivery import redeliver as redeliver_one
 
 router = APIRouter(route_class=UnitOfWorkRoute, tags=["webhook deliveries"])
@@ -35,6 +36,15 @@ class Delivery(Answer):
     run_at: InstantText
     created_at: InstantText
     finished_at: InstantText | None
+
+
+class DeliveryWithBody(Delivery):
+    """A delivery with the body of its message, as it was published: the text that is signed and sent.
+
+    An endpoint that takes CloudEvents is sent the same data in that form.
+    """
+
+    body: str
 
 
 class Attempt(Answer):
@@ -82,10 +92,14 @@ async def list_all(
 
 
 @router.get("/deliveries/{delivery_id}", operation_id="webhooks_get_delivery", responses=_MISSING)
-async def get(delivery_id: Id, principal: Reader, session: UnitSession) -> Delivery:
-    """Return one delivery."""
-    found = await session.run_sync(get_delivery, delivery_id, tenant_id=principal.tenant_id)
-    return Delivery.model_validate(found)
+async def get(delivery_id: Id, principal: Reader, session: UnitSession) -> DeliveryWithBody:
+    """Return one delivery, with the body that is sent."""
+
+    def read(sync: Session) -> DeliveryWithBody:
+        found = get_delivery(sync, delivery_id, tenant_id=principal.tenant_id)
+        return DeliveryWithBody.model_validate({**asdict(found), "body": body_of(sync, found)})
+
+    return await session.run_sync(read)
 
 
 @router.get("/deliveries/{delivery_id}/attempts", operation_id="webhooks_list_attempts", responses=_MISSING)
