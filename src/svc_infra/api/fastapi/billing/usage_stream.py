@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from svc_infra.api.fastapi.billing.usage_intake import (
@@ -30,6 +31,8 @@ CHUNK = 1_000
 _MAX_LINE_BYTES = 512 * 1024
 _MOST_ERRORS = 100
 _LINES_AT_A_STRETCH = 100
+_BEFORE_COLON = (b" :", b"\t:", b"\r:")
+_PLAIN = frozenset((str, bool, int, type(None)))
 
 
 class UsageStream:
@@ -85,11 +88,37 @@ class UsageStream:
 
 
 def _parse(line: bytes) -> UsageIn:
+    """Read one event, as strictly as a body of its own.
+
+    Raises:
+        ValidationError: it is none.
+    """
+    quickly = read_quickly(line)
+    if quickly is not None:
+        return quickly
     try:
         value = parse_body(line)
     except ValueError:
         value = None  # which is no event either
     return UsageIn.model_validate(value)
+
+
+def read_quickly(line: bytes) -> UsageIn | None:
+    """Read an event by pydantic's own parser, in half the time; None where it may read it otherwise.
+
+    It takes the last of names that stand twice, and numbers as the nearest double. So the names that it found
+    are counted against the quotes before a colon: each name has one, and any further only makes them more.
+    """
+    try:
+        usage = UsageIn.model_validate_json(line)
+    except ValidationError:
+        return None
+    metadata = usage.metadata or {}
+    if line.count(b'":') != len(usage.model_fields_set) + len(metadata):
+        return None
+    if any(space in line for space in _BEFORE_COLON) or not _PLAIN.issuperset(map(type, metadata.values())):
+        return None
+    return usage
 
 
 async def _chunks(pieces: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
