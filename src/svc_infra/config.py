@@ -14,11 +14,10 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -28,117 +27,43 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from svc_infra.config_sections import (
+    ARCHIVE_DAYS,
+    ApiSettings,
+    BillingSettings,
+    DatabaseSettings,
+    LogSettings,
+    MonitoringSettings,
+    SchedulerSettings,
+    ScheduleSettings,
+    Section,
+    StripeSettings,
+    WebhookSettings,
+    WorkerSettings,
+)
 from svc_infra.exceptions import InvalidSettings
+
+__all__ = [
+    "ARCHIVE_DAYS",
+    "ENVIRONMENT_PREFIX",
+    "ApiSettings",
+    "BillingSettings",
+    "DatabaseSettings",
+    "LoadedSettings",
+    "LogSettings",
+    "MonitoringSettings",
+    "ScheduleSettings",
+    "SchedulerSettings",
+    "Settings",
+    "StripeSettings",
+    "WebhookSettings",
+    "WorkerSettings",
+    "load_settings",
+    "load_with_sources",
+]
 
 ENVIRONMENT_PREFIX = "SVC__"
 _FILE = "_FILE"
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DatabaseSettings(_Section):
-    url: str = "sqlite:///svc_infra.db"
-    pool_size: int = Field(8, ge=1)
-    statement_timeout_seconds: float = Field(60.0, gt=0)
-    lock_timeout_seconds: float = Field(20.0, gt=0)
-    idle_in_transaction_timeout_seconds: float = Field(60.0, gt=0)
-    behind_transaction_pooler: bool = False
-    tenant_role: str = ""
-
-
-class WorkerSettings(_Section):
-    concurrency: int = Field(4, ge=1)
-    poll_seconds: float = Field(1.0, gt=0)
-    lease_seconds: float = Field(30.0, ge=1)
-    grace_seconds: float = Field(25.0, ge=0)
-    completed_retention_days: float = Field(1, gt=0)
-    cancelled_retention_days: float = Field(7, gt=0)
-    discarded_retention_days: float = Field(90, gt=0)
-
-
-class ScheduleSettings(_Section):
-    """A schedule in the settings, or added by hand: one of ``cron``, ``every_seconds`` and ``at``."""
-
-    name: str
-    job: str
-    cron: str | None = None
-    every_seconds: int | None = None
-    at: datetime | None = None
-    timezone: str = "UTC"
-    payload: dict[str, Any] = {}
-    queue: str = "default"
-    catch_up: Literal["all", "latest", "none"] = "all"
-    cap: int = 1_000
-    overlap: Literal["parallel", "queue", "skip"] = "parallel"
-    jitter_seconds: float = 0
-
-
-class SchedulerSettings(_Section):
-    is_enabled: bool = True
-    poll_seconds: float = Field(1.0, gt=0)
-    daily_cron: str = "5 0 * * *"
-    monthly_cron: str = "15 0,12 1 * *"
-    audit_cron: str = "30 3 * * *"
-    timezone: str = "UTC"
-    schedules: tuple[ScheduleSettings, ...] = ()
-
-
-class WebhookSettings(_Section):
-    in_flight: int = Field(200, ge=1)
-    in_flight_per_endpoint: int = Field(8, ge=1)
-    timeout_seconds: float = Field(15.0, gt=0)
-    poll_seconds: float = Field(1.0, gt=0)
-    lease_seconds: float = Field(30.0, gt=0)
-    allow_http: bool = False
-    allow_ports: tuple[int, ...] = (443, 8443)
-    allow_networks: tuple[str, ...] = ()
-    egress_proxy: SecretStr = SecretStr("")
-    secret_keys: SecretStr = SecretStr("")
-    delivered_retention_days: float = Field(30, gt=0)
-    dead_retention_days: float = Field(90, gt=0)
-    retry_seconds: tuple[float, ...] = (0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
-
-    @field_validator("lease_seconds")
-    @classmethod
-    def _outlives_a_request(cls, lease_seconds: float, info: Any) -> float:
-        # A lease shorter than a request would hand a delivery to a second worker while it is being sent.
-        if lease_seconds < 2 * info.data.get("timeout_seconds", 0):
-            raise ValueError("must be at least twice webhooks.timeout_seconds")
-        return lease_seconds
-
-
-class BillingSettings(_Section):
-    currency: str = "usd"
-    aggregate_seconds: float = Field(2.0, gt=0)
-    usage_past_days: float = Field(0, ge=0)
-    usage_future_seconds: float = Field(86400, ge=0)
-    quotas_without_entitlement: Literal["refuse", "allow"] = "refuse"
-    provider: Literal["none", "stripe"] = "none"
-    max_invoices_per_day: int = Field(200, ge=1)
-    max_lines_per_day: int = Field(20_000, ge=1)
-
-
-class ApiSettings(_Section):
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
-
-
-class MonitoringSettings(_Section):
-    host: str = "127.0.0.1"
-    port: int = Field(0, ge=0, le=65535)
-
-
-class StripeSettings(_Section):
-    api_key: SecretStr = SecretStr("")
-    days_until_due: int = Field(30, ge=0)
-    timeout_seconds: float = Field(30.0, gt=0)
-    base_url: str = ""
-
-
-class LogSettings(_Section):
-    level: str = "info"
 
 
 class _Environment(EnvSettingsSource):
@@ -238,7 +163,7 @@ def load_with_sources(
 def _with(settings: Settings, name: str, value: Any) -> Settings:
     """Return the settings with one value replaced, and its section checked again."""
     section, _, key = name.partition(".")
-    old: _Section = getattr(settings, section)
+    old: Section = getattr(settings, section)
     try:
         new = type(old).model_validate({**old.model_dump(), key: value})
     except ValidationError as error:
@@ -339,7 +264,7 @@ def _content(path: str, place: str) -> str:
 def _section_fields(section: str) -> Mapping[str, FieldInfo]:
     annotation = Settings.model_fields[section].annotation
     assert isinstance(annotation, type)
-    assert issubclass(annotation, _Section)
+    assert issubclass(annotation, Section)
     return annotation.model_fields
 
 

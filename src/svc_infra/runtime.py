@@ -19,6 +19,7 @@ from svc_infra.billing.invoice_bounds import RunBound
 from svc_infra.billing.provider import register_provider_sync
 from svc_infra.billing.stripe_provider import StripeProvider
 from svc_infra.billing.topics import billing_topics
+from svc_infra.billing.usage_archive import UsageArchiver
 from svc_infra.billing.usage_follower import UsageFollower
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.config import Settings, WebhookSettings, WorkerSettings
@@ -102,6 +103,9 @@ class Runtime:
         self.usage_follower = UsageFollower(
             self.session_factory, self.clock, poll_seconds=settings.billing.aggregate_seconds
         )
+        self.usage_archiver = UsageArchiver(
+            self.session_factory, self.clock, after_days=settings.billing.archived_after_days
+        )
         self._stripe = self._stripe_provider(application)
         self.handlers = self._handlers(application)
         self.worker = self._worker()
@@ -127,6 +131,7 @@ class Runtime:
             parts.create_task(self.deliverer.run(stop))
             parts.create_task(self.webhook_upkeep.run(stop))
             parts.create_task(self.api_upkeep.run(stop))
+            parts.create_task(self.usage_archiver.run(stop))
             parts.create_task(self.usage_follower.run(stop))
 
     async def drain(self) -> None:

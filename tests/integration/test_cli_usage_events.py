@@ -78,6 +78,8 @@ def test_an_operator_sets_meters_and_corrects_single_events(url: str, tmp_path: 
     assert read(url, "usage", "trace", new.strip())["correction"]["reason"] == "test data"
     with pytest.raises(NotFound):
         run(url, "usage", "trace", "none")
+    assert read(url, "usage", "archive", "--older-than", "62") == {"days": 0, "events": 0}
+    assert CliRunner().invoke(cli, ["usage", "archive", "--database-url", url]).exit_code == 2
     with pytest.raises(InvalidUsage, match="changes nothing"):
         run(url, "usage", "amend", recorded_ids(url, "a")[0], "--amount", "1", "--reason", "r")
 

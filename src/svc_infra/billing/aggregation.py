@@ -24,6 +24,7 @@ from sqlalchemy import (
     delete,
     false,
     literal,
+    null,
     or_,
     select,
     true,
@@ -41,6 +42,7 @@ from svc_infra.billing.usage_days import DayKey, day_key, dirty_days
 from svc_infra.billing.usage_dimensions import day_totals, replace_days
 from svc_infra.billing.usage_meters import meterings_of
 from svc_infra.billing.usage_models import (
+    ArchivedUsage,
     UsageAggregate,
     UsageCorrection,
     UsageDirtyDay,
@@ -65,9 +67,9 @@ DAY = "day"
 _ZERO = Decimal(0)
 
 # Their tables, not the entities: statements on these go past the unit of work.
-_EVENT, _CORRECTION, _MARK, _AGGREGATE, _METER = (
+_EVENT, _ARCHIVE, _CORRECTION, _MARK, _AGGREGATE, _METER = (
     cast("Table", model.__table__)
-    for model in (UsageEvent, UsageCorrection, UsageDirtyDay, UsageAggregate, UsageMeter)
+    for model in (UsageEvent, ArchivedUsage, UsageCorrection, UsageDirtyDay, UsageAggregate, UsageMeter)
 )
 
 _KEYS = Rowset(
@@ -209,6 +211,8 @@ def _recomputed(session: Session, keys: Sequence[DayKey], rows: Sequence[tuple[A
     if plain:
         for found in connection.execute(_sum(dialect), _KEYS.parameters(dialect, plain)):
             total = found.recorded or _ZERO
+            if found.archived is not None:
+                total = MONEY_CONTEXT.add(total, found.archived)
             if found.corrected is not None:
                 total = MONEY_CONTEXT.subtract(total, found.corrected)
             totals[found.position] = _compared(keys[found.position], found, total)
@@ -272,8 +276,8 @@ def _sum(dialect: str) -> Select[Any]:
     # What was recorded, and of that what was corrected: to look up every event among the corrections instead
     # costs as much again as to add them up. One statement, so that both are seen at one instant.
     days = _KEYS.table(dialect)
-    recorded, corrected = _sum_in_day(days, _EVENT.c), _sum_in_day(days, _CORRECTION.c)
-    return _stored_of(days).add_columns(recorded.label("recorded"), corrected.label("corrected"))
+    sums = {"recorded": _EVENT, "archived": _ARCHIVE, "corrected": _CORRECTION}
+    return _stored_of(days).add_columns(*(_sum_in_day(days, table.c).label(n) for n, table in sums.items()))
 
 
 def _sum_in_day(days: FromClause, row: Any) -> ScalarSelect[Any]:
@@ -316,6 +320,7 @@ def _store(dialect: str) -> Update:
             total=totals.c.total,
             is_published=bindparam("is_published", type_=Boolean),
             updated_at=bindparam("now", type_=UtcDateTime),
+            archived_at=null(),  # what changed it is not archived yet
         )
     )
 

@@ -18,6 +18,7 @@ from svc_infra.billing.first_use import ready
 from svc_infra.billing.invoice_models import UsageChange
 from svc_infra.billing.tenant_lock import lock_tenants
 from svc_infra.billing.usage_models import (
+    ArchivedUsage,
     TenantErasure,
     UsageAggregate,
     UsageCorrection,
@@ -29,6 +30,7 @@ from svc_infra.billing.usage_models import (
 
 _TABLES: tuple[Any, ...] = (
     UsageEvent,
+    ArchivedUsage,
     UsageCorrection,
     UsageRejection,
     UsageDimension,

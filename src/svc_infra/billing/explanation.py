@@ -9,13 +9,14 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import cache
 
-from sqlalchemy import Executable, Integer, bindparam, func, select
+from sqlalchemy import Executable, Integer, bindparam, func, literal, select, union_all
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.columns import MetricText
 from svc_infra.billing.invoices import get_invoice, invoice_lines
 from svc_infra.billing.models import Invoice, InvoiceLine, UsageAggregate, UsageEvent
 from svc_infra.billing.rating import PriceTerms, TierCharge, rate
+from svc_infra.billing.usage_models import ArchivedUsage
 from svc_infra.db.base import UtcDateTime
 from svc_infra.db.rowset import Rowset
 
@@ -31,7 +32,7 @@ class ExplainedLine:
     ``tiers`` are exact and stand before the ``ratio`` of a prorated price and before a minimum or maximum of
     its ``terms``; none for a line that its price alone does not explain (an adjustment, a credit, a price by
     the event). ``days`` are the stored totals of the metric in the line's period, ``events`` how many were
-    recorded in it, the first and last by the instant of use.
+    recorded in it, the first and last by the instant of use; ``archived_events`` of them were archived since.
     """
 
     line: InvoiceLine
@@ -40,6 +41,7 @@ class ExplainedLine:
     ratio: Fraction
     days: tuple[tuple[datetime, Decimal], ...]
     events: int
+    archived_events: int
     first_event_at: datetime | None
     last_event_at: datetime | None
 
@@ -68,6 +70,7 @@ def explain_invoice(session: Session, tenant_id: str, invoice_id: str) -> Explan
 class _Used:
     days: list[tuple[datetime, Decimal]] = field(default_factory=list)
     events: int = 0
+    archived: int = 0
     first_at: datetime | None = None
     last_at: datetime | None = None
 
@@ -80,7 +83,8 @@ def _explained(line: InvoiceLine, used: _Used) -> ExplainedLine:
         tiers = rate(terms, line.quantity).breakdown
     ratio = Fraction(details.get("ratio", 1))
     return ExplainedLine(
-        line, terms, tiers, ratio, tuple(used.days), used.events, used.first_at, used.last_at
+        *(line, terms, tiers, ratio, tuple(used.days)),
+        *(used.events, used.archived, used.first_at, used.last_at),
     )
 
 
@@ -97,8 +101,12 @@ def _usage_of(session: Session, tenant_id: str, lines: Iterable[InvoiceLine]) ->
         asked = {**_LINES.parameters(dialect, rows), "tenant_id": tenant_id}
         for position, day_start, total in session.execute(_days(dialect), asked):
             used[position].days.append((day_start, total))
-        for position, *found in session.execute(_events(dialect), asked):
-            used[position].events, used[position].first_at, used[position].last_at = found
+        for position, is_archived, count, first_at, last_at in session.execute(_events(dialect), asked):
+            each = used[position]
+            each.events += count
+            each.archived += count if is_archived else 0
+            each.first_at = min(first_at, each.first_at or first_at)
+            each.last_at = max(last_at, each.last_at or last_at)
     return used
 
 
@@ -120,14 +128,24 @@ def _days(dialect: str) -> Executable:
 
 @cache
 def _events(dialect: str) -> Executable:
-    line, event = _LINES.table(dialect).c, UsageEvent
-    return (
-        select(line.position, func.count(), func.min(event.at_ts), func.max(event.at_ts))
-        .where(
-            event.tenant_id == bindparam("tenant_id"),
-            event.metric == line.metric,
-            event.at_ts >= line.period_start,
-            event.at_ts < line.period_end,
+    """(position, is archived, how many, first, last), in one statement: an event is in one of the two."""
+    line = _LINES.table(dialect).c
+    return union_all(
+        *(
+            select(
+                line.position,
+                literal(event is ArchivedUsage),
+                func.count(),
+                func.min(event.at_ts),
+                func.max(event.at_ts),
+            )
+            .where(
+                event.tenant_id == bindparam("tenant_id"),
+                event.metric == line.metric,
+                event.at_ts >= line.period_start,
+                event.at_ts < line.period_end,
+            )
+            .group_by(line.position)
+            for event in (UsageEvent, ArchivedUsage)
         )
-        .group_by(line.position)
     )

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from decimal import Decimal
 
-from sqlalchemy import select
+from sqlalchemy import select, union_all
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.dimensions import DEFAULT, DimensionFilter
@@ -14,7 +14,7 @@ from svc_infra.billing.invoice_draft import Draft
 from svc_infra.billing.invoice_lines import USAGE, LinePlan, Measured
 from svc_infra.billing.periods import overlap
 from svc_infra.billing.usage_dimensions import is_counted
-from svc_infra.billing.usage_models import UsageEvent
+from svc_infra.billing.usage_models import ArchivedUsage, UsageEvent
 from svc_infra.billing.usage_quantities import UsageQuantity, UsageQuery, measure_usage
 
 _MeasuredLines = dict[int, list[Measured]]
@@ -63,15 +63,16 @@ def _measured(found: UsageQuantity, events: tuple[Decimal, ...] | None) -> Measu
 
 def _events(session: Session, tenant_id: str, plan: LinePlan) -> tuple[Decimal, ...]:
     """The single amounts, in the order in which they came to be."""
-    statement = (
-        select(UsageEvent.amount)
-        .where(
-            UsageEvent.tenant_id == tenant_id,
-            UsageEvent.metric == plan.price.terms.metric,
-            UsageEvent.at_ts >= plan.period.start,
-            UsageEvent.at_ts < plan.period.end,
-            is_counted(UsageEvent),
+    recorded = union_all(
+        *(
+            select(event.amount, event.at_ts, event.id).where(
+                event.tenant_id == tenant_id,
+                event.metric == plan.price.terms.metric,
+                event.at_ts >= plan.period.start,
+                event.at_ts < plan.period.end,
+                is_counted(event),
+            )
+            for event in (UsageEvent, ArchivedUsage)
         )
-        .order_by(UsageEvent.at_ts, UsageEvent.id)
-    )
-    return tuple(session.scalars(statement))
+    ).subquery()
+    return tuple(session.scalars(select(recorded.c.amount).order_by(recorded.c.at_ts, recorded.c.id)))

@@ -49,6 +49,7 @@ from svc_infra.billing.invoice_models import (
     UsageChange,
 )
 from svc_infra.billing.usage_models import (
+    ArchivedUsage,
     UsageAggregate,
     UsageCorrection,
     UsageDimension,
@@ -64,6 +65,7 @@ __all__ = [
     "KEY_LENGTH",
     "METRIC_LENGTH",
     "SINCE_EVER",
+    "ArchivedUsage",
     "CreditNote",
     "CreditNoteLine",
     "Invoice",

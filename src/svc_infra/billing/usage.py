@@ -22,7 +22,7 @@ from svc_infra.billing.usage_event import NewUsage, quantity
 from svc_infra.billing.usage_insert import EVENT_COLUMNS, insert_usage
 from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
 from svc_infra.billing.usage_meters import meterings_of
-from svc_infra.billing.usage_models import TenantErasure
+from svc_infra.billing.usage_models import ArchivedUsage, TenantErasure
 from svc_infra.billing.usage_rejections import keep_rejections
 from svc_infra.db.after_commit import call_after_commit
 from svc_infra.db.base import IdText, new_id
@@ -138,7 +138,7 @@ def _record(
     written = insert_usage(session, new, now, only_whole=only_whole)
     if only_whole and written.unmarked:
         return None
-    taken = {} if written.inserted == len(ids) else _taken(session, dialect, ids)
+    taken = _taken(session, dialect, ids, len(ids) - written.inserted)
     if written.inserted + len(taken) != len(ids):
         raise _erased(session, {tenant_id for tenant_id, _, _ in ids})
     if written.unmarked:
@@ -194,19 +194,25 @@ def _judge(
 
 
 def _taken(
-    session: Session, dialect: str, ids: Mapping[_Identity, str]
+    session: Session, dialect: str, ids: Mapping[_Identity, str], count: int
 ) -> dict[_Identity, tuple[str, _Payload]]:
-    """The events that hold the keys which were not inserted.
+    """The ``count`` events that hold the keys which were not inserted.
 
     A statement of its own: under READ COMMITTED the insert that waited for a concurrent winner cannot see
-    the winner's row itself, the next statement does.
+    the winner's row itself, the next statement does. The archive comes last: events move that way only.
     """
-    parameters = _KEYS.parameters(dialect, [(*identity, event_id) for identity, event_id in ids.items()])
-    rows = session.connection().execute(_select_taken(dialect), parameters)
-    return {
-        (tenant_id, metric, key): (event_id, (amount, at, metadata_json))
-        for tenant_id, metric, key, event_id, amount, at, metadata_json in rows
-    }
+    taken: dict[_Identity, tuple[str, _Payload]] = {}
+    parameters = [(*identity, event_id) for identity, event_id in ids.items()] if count else []
+    for table in (UsageEvent, ArchivedUsage):
+        if len(taken) < count:
+            rows = session.connection().execute(
+                _select_taken(dialect, table), _KEYS.parameters(dialect, parameters)
+            )
+            taken |= {
+                (tenant_id, metric, key): (event_id, (amount, at, metadata_json))
+                for tenant_id, metric, key, event_id, amount, at, metadata_json in rows
+            }
+    return taken
 
 
 def mark_days(session: Session, events: Sequence[NewUsage]) -> None:
@@ -239,8 +245,8 @@ def _count(session: Session, recorded: Sequence[RecordedUsage]) -> None:
 
 
 @cache
-def _select_taken(dialect: str) -> Select[Any]:
-    new, event = _KEYS.table(dialect), UsageEvent.__table__.c
+def _select_taken(dialect: str, table: type[UsageEvent | ArchivedUsage]) -> Select[Any]:
+    new, event = _KEYS.table(dialect), table.__table__.c
     return select(*[event[name] for name in EVENT_COLUMNS]).where(
         event.tenant_id == new.c.tenant_id,
         event.metric == new.c.metric,

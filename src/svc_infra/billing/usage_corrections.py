@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Insert, Table
 from sqlalchemy.dialects import postgresql, sqlite
@@ -21,7 +21,7 @@ from svc_infra.billing.first_use import ready
 from svc_infra.billing.usage import mark_days, quantity, record_many
 from svc_infra.billing.usage_event import NewUsage
 from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
-from svc_infra.billing.usage_models import UsageCorrection, UsageEvent
+from svc_infra.billing.usage_models import ArchivedUsage, UsageCorrection, UsageEvent
 from svc_infra.exceptions import AlreadyCorrected, IdempotencyConflict, InvalidUsage, NotFound
 
 ACTOR_LENGTH, REASON_LENGTH = 200, 2_000
@@ -104,11 +104,20 @@ def _event_to_correct(session: Session, tenant_id: str, event_id: str, reason: s
 
 def recorded_usage(session: Session, tenant_id: str, event_id: str) -> NewUsage:
     """A recorded event as it was given; NotFound if the tenant has none of this id."""
-    row = session.get(UsageEvent, (tenant_id, event_id))
-    if row is None:
-        raise NotFound(f"tenant {tenant_id!r} has no usage event {event_id!r}")
+    row = recorded_event(session, tenant_id, event_id)
     metadata = None if row.metadata_json is None else json.loads(row.metadata_json)
     return NewUsage(tenant_id, row.metric, row.amount, row.at_ts, row.idempotency_key, metadata)
+
+
+def recorded_event(session: Session, tenant_id: str, event_id: str) -> UsageEvent | ArchivedUsage:
+    """The row of a recorded event, be it archived or not; NotFound if the tenant has none of this id."""
+    # In this order: events move to the archive and never back.
+    row = session.get(UsageEvent, (tenant_id, event_id), populate_existing=True) or session.get(
+        ArchivedUsage, (tenant_id, event_id)
+    )
+    if row is None:
+        raise NotFound(f"tenant {tenant_id!r} has no usage event {event_id!r}")
+    return row
 
 
 def _correct(
@@ -147,7 +156,7 @@ def _correct(
 
 @cache
 def _insert(dialect: str) -> Insert:
-    table: Table = UsageCorrection.__table__  # type: ignore[assignment]
+    table = cast("Table", UsageCorrection.__table__)
     insert: Any = postgresql.insert if dialect == "postgresql" else sqlite.insert
     statement: Insert = insert(table).on_conflict_do_nothing()
     return statement

@@ -13,10 +13,12 @@ from sqlalchemy import (
     ColumnElement,
     DateTime,
     Delete,
+    FromClause,
     Insert,
     Integer,
     Select,
     String,
+    Subquery,
     Table,
     bindparam,
     delete,
@@ -27,6 +29,7 @@ from sqlalchemy import (
     select,
     true,
     type_coerce,
+    union_all,
 )
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.orm import Session
@@ -36,6 +39,7 @@ from svc_infra.billing.columns import MetricText, TenantText
 from svc_infra.billing.metering import Metering
 from svc_infra.billing.meters import Meter
 from svc_infra.billing.usage_models import (
+    ArchivedUsage,
     UsageCorrection,
     UsageDimension,
     UsageEvent,
@@ -45,13 +49,11 @@ from svc_infra.db.exact import exact_max, exact_moment, exact_sum, latest_value
 from svc_infra.db.metadata_text import metadata_text
 from svc_infra.db.rowset import Rowset
 
-_EVENT, _STORED, _CORRECTION = (
-    cast("Table", model.__table__) for model in (UsageEvent, UsageDimension, UsageCorrection)
+_DAY = ("tenant_id", "metric", "day_start")
+_EVENT, _ARCHIVE, _STORED, _CORRECTION = (
+    cast("Table", model.__table__) for model in (UsageEvent, ArchivedUsage, UsageDimension, UsageCorrection)
 )
-_COLUMNS = (
-    *("dimension", "unique_value", "total", "events", "measure", "last_at", "last_id"),
-    *("tenant_id", "metric", "day_start"),
-)
+_COLUMNS = ("dimension", "unique_value", "total", "events", "measure", "last_at", "last_id", *_DAY)
 DAYS = Rowset(
     "metered_days",
     position=Integer,
@@ -118,8 +120,10 @@ def _delete_days(dialect: str) -> Delete:
 
 @cache
 def _insert_days(dialect: str, meter: Meter, dimensions: int) -> Insert:
-    days, event = DAYS.table(dialect), _EVENT.c
-    dimension = _dimension(dialect, dimensions)
+    days = DAYS.table(dialect)
+    recorded = _recorded_on(dialect, days)
+    event = recorded.c
+    dimension = _dimension(dialect, event, dimensions)
     unique = metadata_text(event.metadata_json, bindparam("unique_key", type_=Text))
     is_unique = meter is Meter.UNIQUE_COUNT
     sums: list[ColumnElement[Any]] = [
@@ -127,29 +131,36 @@ def _insert_days(dialect: str, meter: Meter, dimensions: int) -> Insert:
         (unique if is_unique else sql_cast(null(), Text)).label("unique_value"),
         exact_sum(event.amount).label("total"),
         func.count().label("events"),
-        _measure(meter).label("measure"),
+        _measure(meter, event).label("measure"),
         func.max(event.at_ts).label("last_at"),
-        _last_id(meter).label("last_id"),
+        _last_id(meter, event).label("last_id"),
     ]
-    found = (
-        select(*sums)
-        .where(
-            event.tenant_id == days.c.tenant_id,
-            event.metric == days.c.metric,
-            event.at_ts >= days.c.day_start,
-            event.at_ts < days.c.day_end,
-            is_counted(event),
-        )
-        .group_by(*([sums[0], sums[1]] if is_unique else [sums[0]]))
-    )
-    given = [days.c.tenant_id, days.c.metric, days.c.day_start]
+    found = select(*sums).group_by(*([sums[0], sums[1]] if is_unique else [sums[0]]))
     if dialect == "postgresql":
         # From the days to the events by their index, whatever the planner believes of the tables' sizes.
         each = found.lateral("found")
-        rows = select(*each.c, *given).select_from(days.join(each, true()))
+        rows = select(*each.c, *(days.c[name] for name in _DAY)).select_from(days.join(each, true()))
     else:
-        rows = found.add_columns(*given).group_by(days.c.position)
+        rows = found.add_columns(*(event[name] for name in _DAY)).group_by(event.position)
     return insert(_STORED).from_select(list(_COLUMNS), rows)
+
+
+def _recorded_on(dialect: str, days: FromClause) -> Subquery:
+    """The events of the days that count, archived or not; on SQLite each with its day."""
+    given = [] if dialect == "postgresql" else [days.c.position, *(days.c[name] for name in _DAY)]
+    parts = [
+        select(row.id, row.amount, row.at_ts, row.metadata_json, *given).where(
+            row.tenant_id == days.c.tenant_id,
+            row.metric == days.c.metric,
+            row.at_ts >= days.c.day_start,
+            row.at_ts < days.c.day_end,
+            is_counted(row),
+        )
+        for row in (_EVENT.c, _ARCHIVE.c)
+    ]
+    if dialect == "postgresql":
+        parts = [part.correlate(days) for part in parts]
+    return union_all(*parts).subquery("recorded")
 
 
 @cache
@@ -161,12 +172,12 @@ def _day_totals(dialect: str, meter: Meter) -> Select[Any]:
     return select(days.c.position, total.correlate(days).scalar_subquery())
 
 
-def _dimension(dialect: str, dimensions: int) -> ColumnElement[str]:
+def _dimension(dialect: str, event: Any, dimensions: int) -> ColumnElement[str]:
     """The values of the meter's dimensions as a JSON object: it says itself what was looked at."""
     parts: list[ColumnElement[Any]] = []
     for number in range(dimensions):
         key = sql_cast(bindparam(f"key_{number}", type_=Text), Text)
-        parts += [key, metadata_text(_EVENT.c.metadata_json, key)]
+        parts += [key, metadata_text(event.metadata_json, key)]
     if not parts:
         return sql_cast(literal("{}"), Text)
     if dialect == "postgresql":
@@ -174,8 +185,7 @@ def _dimension(dialect: str, dimensions: int) -> ColumnElement[str]:
     return func.json_object(*parts, type_=Text)
 
 
-def _measure(meter: Meter) -> ColumnElement[Any]:
-    event = _EVENT.c
+def _measure(meter: Meter, event: Any) -> ColumnElement[Any]:
     match meter:
         case Meter.MAXIMUM:
             return exact_max(event.amount)
@@ -187,8 +197,7 @@ def _measure(meter: Meter) -> ColumnElement[Any]:
             return sql_cast(null(), Quantity(76))
 
 
-def _last_id(meter: Meter) -> ColumnElement[Any]:
-    event = _EVENT.c
+def _last_id(meter: Meter, event: Any) -> ColumnElement[Any]:
     if meter is Meter.LATEST:
         return type_coerce(latest_value(event.id, event.at_ts, event.id), String)
     return sql_cast(null(), String)

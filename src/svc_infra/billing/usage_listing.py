@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
-from svc_infra.billing.usage_models import UsageAggregate, UsageEvent
+from svc_infra.billing.usage_models import ArchivedUsage, UsageAggregate, UsageEvent
 
 
 def list_events(
@@ -19,25 +19,28 @@ def list_events(
     until: datetime | None = None,
     after: tuple[datetime, str] | None = None,
     limit: int = 100,
-) -> list[UsageEvent]:
+) -> list[UsageEvent | ArchivedUsage]:
     """A tenant's events of a metric in the order of their instants, in ``[since, until)``.
 
-    At most ``limit``, those behind the (instant, id) ``after``. Corrected events are among them.
+    At most ``limit``, those behind the (instant, id) ``after``. Corrected and archived events are among them.
     """
-    row = UsageEvent
-    found = (
-        select(row)
-        .where(row.tenant_id == tenant_id, row.metric == metric)
-        .order_by(row.at_ts, row.id)
-        .limit(limit)
-    )
-    if since is not None:
-        found = found.where(row.at_ts >= since)
-    if until is not None:
-        found = found.where(row.at_ts < until)
-    if after is not None:
-        found = found.where(tuple_(row.at_ts, row.id) > tuple_(*after))
-    return list(session.scalars(found))
+    # The archive last, and each id once: an event may be moved between the two.
+    rows: dict[str, UsageEvent | ArchivedUsage] = {}
+    for row in (UsageEvent, ArchivedUsage):
+        found = (
+            select(row)
+            .where(row.tenant_id == tenant_id, row.metric == metric)
+            .order_by(row.at_ts, row.id)
+            .limit(limit)
+        )
+        if since is not None:
+            found = found.where(row.at_ts >= since)
+        if until is not None:
+            found = found.where(row.at_ts < until)
+        if after is not None:
+            found = found.where(tuple_(row.at_ts, row.id) > tuple_(*after))
+        rows.update({each.id: each for each in session.scalars(found)})
+    return sorted(rows.values(), key=lambda each: (each.at_ts, each.id))[:limit]
 
 
 def list_aggregates(

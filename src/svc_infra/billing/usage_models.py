@@ -29,7 +29,20 @@ from svc_infra.billing.columns import KEY_LENGTH, MetricText, TenantText, utc_no
 from svc_infra.db.base import Base, IdText, Quantity, UtcDateTime, new_id
 
 
-class UsageEvent(Base):
+class _Recorded:
+    """What is kept of a recorded event. ``amount`` is a quantity, never money."""
+
+    id: Mapped[str] = mapped_column(IdText, default=new_id)
+    tenant_id: Mapped[str] = mapped_column(TenantText)
+    metric: Mapped[str] = mapped_column(MetricText)
+    amount: Mapped[Decimal] = mapped_column(Quantity)
+    at_ts: Mapped[datetime] = mapped_column(UtcDateTime)
+    idempotency_key: Mapped[str] = mapped_column(String(KEY_LENGTH))
+    metadata_json: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+
+
+class UsageEvent(_Recorded, Base):
     """One recorded quantity of one metric. ``amount`` is a quantity, never money."""
 
     __tablename__ = "usage_events"
@@ -40,14 +53,22 @@ class UsageEvent(Base):
         Index("ix_usage_events_tenant_id", "tenant_id", "metric", "at_ts", "amount"),
     )
 
-    id: Mapped[str] = mapped_column(IdText, default=new_id)
-    tenant_id: Mapped[str] = mapped_column(TenantText)
-    metric: Mapped[str] = mapped_column(MetricText)
-    amount: Mapped[Decimal] = mapped_column(Quantity)
-    at_ts: Mapped[datetime] = mapped_column(UtcDateTime)
-    idempotency_key: Mapped[str] = mapped_column(String(KEY_LENGTH))
-    metadata_json: Mapped[str | None] = mapped_column(Text)
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+
+class ArchivedUsage(_Recorded, Base):
+    """An event that was invoiced long ago, out of the way of ingestion: the same row, moved as it was.
+
+    It counts like any other: its key stays taken, and its day is recomputed with it. ``archived_at`` is when
+    it was moved.
+    """
+
+    __tablename__ = "usage_archive"
+    __table_args__ = (
+        PrimaryKeyConstraint("tenant_id", "id"),
+        UniqueConstraint("tenant_id", "metric", "idempotency_key", name="uq_usage_archive_idempotency_key"),
+        Index("ix_usage_archive_tenant_id", "tenant_id", "metric", "at_ts", "amount"),
+    )
+
+    archived_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class UsageDirtyDay(Base):
@@ -72,7 +93,8 @@ class UsageDirtyDay(Base):
 class UsageAggregate(Base):
     """The total quantity of a metric over one of the tenant's days.
 
-    ``is_published`` says whether ``billing.usage_aggregated`` has announced this total.
+    ``is_published`` says whether ``billing.usage_aggregated`` has announced this total, and ``archived_at``
+    when the last of its events was archived; None if some may not be.
     """
 
     __tablename__ = "usage_aggregates"
@@ -88,6 +110,14 @@ class UsageAggregate(Base):
             sqlite_where=text("NOT is_published"),
             postgresql_where=text("NOT is_published"),
         ),
+        Index(
+            "ix_usage_aggregates_unarchived",
+            "period_start",
+            "tenant_id",
+            "id",
+            sqlite_where=text("archived_at IS NULL"),
+            postgresql_where=text("archived_at IS NULL"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(IdText, default=new_id)
@@ -99,6 +129,7 @@ class UsageAggregate(Base):
     total: Mapped[Decimal] = mapped_column(Quantity(50))
     is_published: Mapped[bool] = mapped_column(Boolean, default=False)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    archived_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class UsageMeter(Base):

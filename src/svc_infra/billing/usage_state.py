@@ -13,10 +13,10 @@ from sqlalchemy import and_, exists, select
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.dimensions import DimensionFilter, filter_of
-from svc_infra.billing.models import Invoice, InvoiceLine, UsageDirtyDay, UsageEvent
+from svc_infra.billing.models import Invoice, InvoiceLine, UsageDirtyDay
 from svc_infra.billing.periods import Period, day_bounds
 from svc_infra.billing.tenants import zones_of
-from svc_infra.billing.usage_corrections import correction_of, recorded_usage
+from svc_infra.billing.usage_corrections import correction_of, recorded_event, recorded_usage
 from svc_infra.billing.usage_event import NewUsage
 from svc_infra.billing.usage_models import UsageCorrection
 from svc_infra.db.metadata_text import text_of
@@ -47,12 +47,14 @@ class UsageState:
     ``waiting``: its day has a mark, so the day's total may not count it yet. ``counted``: it is in the total
     of its day, and on no line. ``billed``: on a line of its period's invoice. ``adjusted``: it came after
     that invoice, and an adjustment line settled it. ``voided``, ``amended``: a correction took it out;
-    ``lines`` are then those that had billed it, with the adjustments since.
+    ``lines`` are then those that had billed it, with the adjustments since. ``archived_at`` is when it was
+    moved to the archive, which changes nothing of this.
     """
 
     event_id: str
     event: NewUsage
     recorded_at: datetime
+    archived_at: datetime | None
     day: Period
     state: State
     lines: tuple[UsageLine, ...]
@@ -62,14 +64,13 @@ class UsageState:
 def usage_state(session: Session, tenant_id: str, event_id: str) -> UsageState:
     """Find out what became of a tenant's event; NotFound if it has none of this id."""
     event = recorded_usage(session, tenant_id, event_id)
-    recorded_at = session.scalars(
-        select(UsageEvent.created_at).where(UsageEvent.tenant_id == tenant_id, UsageEvent.id == event_id)
-    ).one()
+    row = recorded_event(session, tenant_id, event_id)
+    recorded_at, archived_at = row.created_at, getattr(row, "archived_at", None)
     day = day_bounds(event.at, zones_of(session, [tenant_id])[tenant_id])
     correction = correction_of(session, tenant_id, event_id)
     lines = _lines(session, event, recorded_at)
     state = _state(lines, correction, is_waiting=_has_mark(session, event, day))
-    return UsageState(event_id, event, recorded_at, day, state, tuple(lines), correction)
+    return UsageState(event_id, event, recorded_at, archived_at, day, state, tuple(lines), correction)
 
 
 def _state(lines: list[UsageLine], correction: UsageCorrection | None, *, is_waiting: bool) -> State:

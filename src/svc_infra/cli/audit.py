@@ -55,7 +55,8 @@ def _print(report: AuditReport) -> None:
         click.echo(f"… and {report.difference_count - len(report.differences):,} more.")
     click.echo(
         f"{report.tenants:,} tenants, {report.invoices:,} invoices with {report.lines:,} lines, "
-        f"{report.events:,} events: {report.difference_count:,} differences."
+        f"{report.events:,} events ({report.archived:,} of them archived): "
+        f"{report.difference_count:,} differences."
     )
     if report.waiting:
         click.echo(f"{report.waiting:,} prices wait for late usage to be settled.")

@@ -183,6 +183,7 @@ def _line_json(each: ExplainedLine) -> dict[str, Any]:
         ],
         "days": [{"day_start": canonical_instant(at), "total": canonical_decimal(n)} for at, n in each.days],
         "events": each.events,
+        "archived_events": each.archived_events,
         "first_event_at": None if each.first_event_at is None else canonical_instant(each.first_event_at),
         "last_event_at": None if each.last_event_at is None else canonical_instant(each.last_event_at),
     }
@@ -221,7 +222,8 @@ def _print_line(each: ExplainedLine, currency: str) -> None:
         )
     if each.first_event_at and each.last_event_at:
         first, last = canonical_instant(each.first_event_at), canonical_instant(each.last_event_at)
-        click.echo(f"   {each.events:,} events, the first at {first}, the last at {last}")
+        archived = f" ({each.archived_events:,} of them archived)" if each.archived_events else ""
+        click.echo(f"   {each.events:,} events{archived}, the first at {first}, the last at {last}")
 
 
 def _print_preview(found: InvoicePreview, under: str) -> None:

@@ -15,6 +15,7 @@ import click
 from svc_infra.billing.usage_file import UsageLine, read_usage
 from svc_infra.billing.usage_import import ImportCounts, UsageImport
 from svc_infra.cli.context import echo_json, json_option, open_database, run_async, settings_options
+from svc_infra.cli.usage_archive import archive
 from svc_infra.cli.usage_events import amend, limits_in, meters, rejected, trace, void
 from svc_infra.config import Settings
 from svc_infra.exceptions import SvcInfraError
@@ -22,10 +23,10 @@ from svc_infra.exceptions import SvcInfraError
 
 @click.group()
 def usage() -> None:
-    """Import usage events; trace, void and amend single ones; set what a metric measures."""
+    """Import and archive usage events; trace, void and amend single ones; set what a metric measures."""
 
 
-for command in (trace, void, amend, rejected, meters):
+for command in (trace, void, amend, rejected, meters, archive):
     usage.add_command(command)
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from svc_infra.billing.metering import Metering, QuantityRounding
 from svc_infra.billing.meters import Meter
-from svc_infra.billing.models import UsageEvent
+from svc_infra.billing.models import ArchivedUsage, UsageEvent
 from svc_infra.billing.money import RoundingMode
 from svc_infra.billing.units import Operation, UnitConversion
 from svc_infra.billing.usage import UsageLimits, quantity
@@ -53,6 +53,8 @@ def trace(settings: Settings, event_id: str, tenant_id: str | None, as_json: boo
     event = state.event
     click.echo(f"{canonical_decimal(event.amount)} {event.metric} of {event.tenant_id}, {_text(event.at)}")
     click.echo(f"recorded {_text(state.recorded_at)} under key {event.idempotency_key}")
+    if state.archived_at is not None:
+        click.echo(f"archived {_text(state.archived_at)}; it counts as before")
     click.echo(f"counted in the day from {_text(state.day.start)} to {_text(state.day.end)}")
     click.echo(f"state: {state.state}")
     if state.correction is not None:
@@ -214,7 +216,10 @@ def set_(
 def _owner(session: Session, event_id: str, tenant_id: str | None) -> str:
     if tenant_id is not None:
         return tenant_id
-    owners = session.scalars(select(UsageEvent.tenant_id).where(UsageEvent.id == event_id).limit(2)).all()
+    found = [
+        select(event.tenant_id).where(event.id == event_id).limit(2) for event in (UsageEvent, ArchivedUsage)
+    ]
+    owners = sorted({owner for statement in found for owner in session.scalars(statement)})
     if not owners:
         raise NotFound(f"there is no usage event {event_id!r}")
     if len(owners) > 1:
@@ -244,6 +249,7 @@ def _as_json(state: UsageState) -> dict[str, Any]:
         "idempotency_key": event.idempotency_key,
         "metadata": event.metadata,
         "recorded_at": _text(state.recorded_at),
+        "archived_at": None if state.archived_at is None else _text(state.archived_at),
         "day_start": _text(state.day.start),
         "state": state.state,
         "correction": None

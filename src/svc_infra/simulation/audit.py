@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from heapq import merge
 
 from sqlalchemy import ColumnElement, exists, select, union
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.invoice_models import Invoice
-from svc_infra.billing.models import UsageAggregate, UsageEvent
+from svc_infra.billing.models import ArchivedUsage, UsageAggregate, UsageEvent
 from svc_infra.billing.periods import Period
 from svc_infra.billing.usage_models import UsageCorrection, UsageMeter
 from svc_infra.simulation.audit_books import Books, read_books
@@ -48,14 +49,16 @@ class Difference:
 class AuditReport:
     """What was compared. ``differences`` are the first 1,000 of ``difference_count``.
 
-    ``recomputed`` counts lines; ``unknown`` are lines without terms that it could recompute;
-    ``waiting`` are prices of a period of which late usage is recorded and not settled yet.
+    ``archived`` of the ``events`` were archived. ``recomputed`` counts lines; ``unknown`` are lines without
+    terms that it could recompute; ``waiting`` are prices of a period of which late usage is recorded and not
+    settled yet.
     """
 
     tenants: int = 0
     invoices: int = 0
     lines: int = 0
     events: int = 0
+    archived: int = 0
     recomputed: int = 0
     unknown: int = 0
     waiting: int = 0
@@ -170,17 +173,19 @@ def _audit_tenant(
 def _added_up(session: Session, tenant_id: str, own: Books, report: AuditReport) -> dict[str, Events]:
     """A tenant's raw events, added up by metric and day as they are read."""
     found: dict[str, Events] = {}
-    rows = session.execute(
-        select(UsageEvent.metric, UsageEvent.at_ts, UsageEvent.amount)
-        .where(UsageEvent.tenant_id == tenant_id, ~_is_corrected())
-        .order_by(UsageEvent.metric, UsageEvent.at_ts)
-        .execution_options(yield_per=_EVENTS_AT_A_TIME)
-    )
-    for metric, at, amount in rows:
-        if metric not in found:
-            found[metric] = Events(own.zone)
-        found[metric].add(at, amount)
-        report.events += 1
+    for table in (UsageEvent, ArchivedUsage):
+        rows = session.execute(
+            select(table.metric, table.at_ts, table.amount)
+            .where(table.tenant_id == tenant_id, ~_is_corrected(table))
+            .order_by(table.metric, table.at_ts)
+            .execution_options(yield_per=_EVENTS_AT_A_TIME)
+        )
+        for metric, at, amount in rows:
+            if metric not in found:
+                found[metric] = Events(own.zone)
+            found[metric].add(at, amount)
+            report.events += 1
+            report.archived += table is ArchivedUsage
     return found
 
 
@@ -188,18 +193,20 @@ def _events(
     session: Session, tenant_id: str, metric: str, start: datetime | None, end: datetime
 ) -> Iterator[Event]:
     """The counted events of a metric, in time order, and of one instant in the order they were recorded."""
-    event = UsageEvent
-    asked = select(event.at_ts, event.amount, event.metadata_json).where(
-        event.tenant_id == tenant_id, event.metric == metric, event.at_ts < end, ~_is_corrected()
-    )
-    if start is not None:
-        asked = asked.where(event.at_ts >= start)
-    ordered = asked.order_by(event.at_ts, event.id).execution_options(yield_per=_EVENTS_AT_A_TIME)
-    for at, amount, metadata_json in session.execute(ordered):
+    streams = []
+    for event in (UsageEvent, ArchivedUsage):
+        asked = select(event.at_ts, event.id, event.amount, event.metadata_json).where(
+            event.tenant_id == tenant_id, event.metric == metric, event.at_ts < end, ~_is_corrected(event)
+        )
+        if start is not None:
+            asked = asked.where(event.at_ts >= start)
+        ordered = asked.order_by(event.at_ts, event.id).execution_options(yield_per=_EVENTS_AT_A_TIME)
+        streams.append(map(tuple, session.execute(ordered)))
+    for at, _, amount, metadata_json in merge(*streams):
         yield Event(at, amount, metadata_json)
 
 
-def _is_corrected() -> ColumnElement[bool]:
+def _is_corrected(event: type[UsageEvent | ArchivedUsage]) -> ColumnElement[bool]:
     """A voided or amended event; what replaces it is an event of its own."""
     corrected = UsageCorrection
-    return exists().where(corrected.tenant_id == UsageEvent.tenant_id, corrected.event_id == UsageEvent.id)
+    return exists().where(corrected.tenant_id == event.tenant_id, corrected.event_id == event.id)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date, datetime, timedelta, tzinfo
 from decimal import Decimal
 from fractions import Fraction
+from itertools import accumulate
 from math import ceil, floor
 from typing import Any, NamedTuple, TypeAlias
 
@@ -39,23 +40,24 @@ Read: TypeAlias = Callable[[str, datetime | None, datetime], Iterable[Event]]
 
 
 class Events:
-    """The events of one tenant and metric, in time order, added up by local day and over any days."""
+    """The events of one tenant and metric, added up by local day and over any days."""
 
     def __init__(self, zone: tzinfo) -> None:
         self._zone = zone
+        self._by_day: dict[date, Fraction] = {}
         self._days: list[date] = []
         self._sums = [Fraction(0)]
 
     def add(self, at: datetime, amount: Decimal) -> None:
-        """Add an event, not earlier than the one before."""
+        """Add an event."""
         day = local(at, self._zone)
-        if not self._days or self._days[-1] != day:
-            self._days.append(day)
-            self._sums.append(self._sums[-1])
-        self._sums[-1] += Fraction(amount)
+        self._by_day[day] = self._by_day.get(day, Fraction(0)) + Fraction(amount)
 
     def total(self, span: Span) -> Fraction:
         """The sum over a half-open span that is bounded by local midnights."""
+        if len(self._days) < len(self._by_day):
+            self._days = sorted(self._by_day)
+            self._sums = [Fraction(0), *accumulate(self._by_day[day] for day in self._days)]
         start, end = (bisect_left(self._days, local(bound, self._zone)) for bound in span)
         return self._sums[end] - self._sums[start]
 

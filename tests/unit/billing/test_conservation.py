@@ -24,7 +24,8 @@ from svc_infra.billing.subscription_changes import change_subscription
 from svc_infra.billing.subscriptions import subscribe
 from svc_infra.billing.tenants import change_settings
 from svc_infra.billing.usage import NewUsage, record_many
-from svc_infra.billing.usage_corrections import void_usage
+from svc_infra.billing.usage_archive import archive_usage
+from svc_infra.billing.usage_corrections import amend_usage, recorded_event, void_usage
 from svc_infra.billing.usage_days import dirty_days
 from svc_infra.exceptions import InvalidStatus, InvalidSubscription
 
@@ -41,9 +42,12 @@ CATALOG = "".join(
 
 # The same few days again and again, at the edges of months: accidents need company.
 DAYS = st.sampled_from([0, 1, 29, 30, 31, 32, 58, 59, 60, 89, 90, 95, 118])
+AMOUNTS = st.decimals("0.001", "30", places=3)
 ACTS = st.one_of(
-    st.tuples(st.just("use"), DAYS, st.decimals("0.001", "30", places=3)),
+    st.tuples(st.just("use"), DAYS, AMOUNTS),
     st.tuples(st.just("void_usage"), st.integers(0, 20)),
+    st.tuples(st.just("amend_usage"), st.integers(0, 20), DAYS, AMOUNTS),
+    st.tuples(st.just("archive")),
     st.tuples(st.just("aggregate")),
     st.tuples(st.just("invoice"), st.integers(0, 3)),
     st.tuples(st.just("finalize")),
@@ -81,6 +85,17 @@ class Books:
             void_usage(self.session, "t", event_id, reason="r", actor="a", now=self.now)
             self.counted -= amount
             self.events[index] = (event_id, Decimal(0))
+
+    def amend_usage(self, index: int, day: int, amount: Decimal) -> None:
+        if index < len(self.events) and self.events[index][1] not in (0, amount):
+            event_id, before = self.events[index]
+            at = BOUNDS[0] + timedelta(days=day, hours=7)
+            of = {"reason": "r", "actor": "a", "amount": amount, "at": at, "now": self.now}
+            self.events[index] = (amend_usage(self.session, "t", event_id, **of), amount)
+            self.counted += amount - before
+
+    def archive(self) -> None:
+        archive_usage(self.session, before=BOUNDS[3], now=self.now)
 
     def aggregate(self) -> None:
         days = dirty_days(self.session, ended_before=self.now)
@@ -157,11 +172,8 @@ def _again(session: Session, books: Books) -> int:
     session.flush()
     for index, (event_id, amount) in enumerate(books.events):
         if amount:
-            at = session.connection().exec_driver_sql(
-                "SELECT at_ts FROM usage_events WHERE id = ?", (event_id,)
-            )
-            instant = datetime.fromisoformat(at.scalar_one()).replace(tzinfo=UTC)
-            record_many(session, [NewUsage("twin", "calls", amount, instant, str(index))], now=books.now)
+            at = recorded_event(session, "t", event_id).at_ts
+            record_many(session, [NewUsage("twin", "calls", amount, at, str(index))], now=books.now)
     requests = [InvoiceRequest("twin", a, b, "usd") for a, b in itertools.pairwise(BOUNDS)]
     results = generate_invoices(session, requests, now=books.now)
     found = [session.get_one(Invoice, ("twin", str(result.invoice_id))) for result in results]

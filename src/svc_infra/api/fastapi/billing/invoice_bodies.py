@@ -118,6 +118,7 @@ class ExplainedLineBody(BaseModel):
     tiers: list[TierBody]
     days: list[DayBody]
     events: int
+    archived_events: int
     first_event_at: InstantText | None
     last_event_at: InstantText | None
 
@@ -138,6 +139,7 @@ class ExplainedLineBody(BaseModel):
             ],
             days=[DayBody(day_start=day_start, total=total) for day_start, total in found.days],
             events=found.events,
+            archived_events=found.archived_events,
             first_event_at=found.first_event_at,
             last_event_at=found.last_event_at,
         )

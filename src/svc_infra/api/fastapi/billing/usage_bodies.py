@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from svc_infra.api.fastapi.billing.fields import InstantText, Minor, QuantityText, Reason
 from svc_infra.api.fastapi.billing.usage_intake import Amount, Instant
-from svc_infra.billing.models import UsageCorrection, UsageEvent, UsageRejection
+from svc_infra.billing.models import ArchivedUsage, UsageCorrection, UsageEvent, UsageRejection
 from svc_infra.billing.usage_state import State, UsageLine, UsageState
 
 
@@ -25,7 +25,7 @@ class EventBody(BaseModel):
     recorded_at: InstantText
 
     @classmethod
-    def of(cls, row: UsageEvent) -> EventBody:
+    def of(cls, row: UsageEvent | ArchivedUsage) -> EventBody:
         """Make it of a stored event."""
         return cls(
             id=row.id,
@@ -78,8 +78,12 @@ class BilledOn(BaseModel):
 
 
 class TraceBody(EventBody):
-    """An event and what became of it: its day, its state, the lines that bill it, its correction."""
+    """An event and what became of it: its day, its state, the lines that bill it, its correction.
 
+    ``archived_at`` is when it was moved to the archive; that changes nothing about what it counts for.
+    """
+
+    archived_at: InstantText | None
     day_start: InstantText
     day_end: InstantText
     state: State
@@ -98,6 +102,7 @@ class TraceBody(EventBody):
             idempotency_key=event.idempotency_key,
             metadata=None if event.metadata is None else dict(event.metadata),
             recorded_at=found.recorded_at,
+            archived_at=found.archived_at,
             day_start=found.day.start,
             day_end=found.day.end,
             state=found.state,

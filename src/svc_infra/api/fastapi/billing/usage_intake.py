@@ -19,12 +19,12 @@ from pydantic import (
     ValidationError,
     WithJsonSchema,
 )
-from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from svc_infra.billing.models import KEY_LENGTH, METRIC_LENGTH, UsageEvent
+from svc_infra.billing.models import KEY_LENGTH, METRIC_LENGTH
 from svc_infra.billing.usage import NewUsage, RecordedUsage, quantity, record_many
+from svc_infra.billing.usage_corrections import recorded_event
 from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
 from svc_infra.exceptions import IdempotencyConflict, InvalidUsage
 
@@ -184,10 +184,8 @@ def record_read(
 
 def _at_its_first_time(session: Session, event: NewUsage, first_id: str, *, now: datetime) -> RecordedUsage:
     """Compare a repetition that leaves "now" to us at the first's time: only our clock differs."""
-    first_at = session.scalars(
-        select(UsageEvent.at_ts).where(UsageEvent.tenant_id == event.tenant_id, UsageEvent.id == first_id)
-    ).one()
-    [recorded] = record_many(session, [replace(event, at=first_at)], now=now)
+    first = recorded_event(session, event.tenant_id, first_id)
+    [recorded] = record_many(session, [replace(event, at=first.at_ts)], now=now)
     return recorded
 
 
