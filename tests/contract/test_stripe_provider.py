@@ -189,6 +189,10 @@ async def test_the_key_is_in_no_error_no_log_and_no_repr(
         (7, "ugx", 700),
         (500, "mga", 5),
         (1230, "kwd", 1230),
+        (1230, "tnd", 1230),
+        # Whole forints and dollars are asked for in payouts only; an invoice may have their hundredths.
+        (1234, "huf", 1234),
+        (1234, "twd", 1234),
         (501, "mga", None),
         (1231, "kwd", None),
         (1, "clf", None),

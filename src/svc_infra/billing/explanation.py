@@ -14,9 +14,9 @@ from sqlalchemy.orm import Session
 
 from svc_infra.billing.columns import MetricText
 from svc_infra.billing.invoices import get_invoice, invoice_lines
-from svc_infra.billing.models import Invoice, InvoiceLine, UsageAggregate, UsageEvent
+from svc_infra.billing.models import Invoice, InvoiceLine, UsageAggregate
 from svc_infra.billing.rating import PriceTerms, TierCharge, rate
-from svc_infra.billing.usage_models import ArchivedUsage
+from svc_infra.billing.usage_models import RECORDED, ArchivedUsage
 from svc_infra.db.base import UtcDateTime
 from svc_infra.db.rowset import Rowset
 
@@ -146,6 +146,6 @@ def _events(dialect: str) -> Executable:
                 event.at_ts < line.period_end,
             )
             .group_by(line.position)
-            for event in (UsageEvent, ArchivedUsage)
+            for event in RECORDED
         )
     )

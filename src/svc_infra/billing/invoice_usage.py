@@ -14,7 +14,7 @@ from svc_infra.billing.invoice_draft import Draft
 from svc_infra.billing.invoice_lines import USAGE, LinePlan, Measured
 from svc_infra.billing.periods import overlap
 from svc_infra.billing.usage_dimensions import is_counted
-from svc_infra.billing.usage_models import ArchivedUsage, UsageEvent
+from svc_infra.billing.usage_models import RECORDED
 from svc_infra.billing.usage_quantities import UsageQuantity, UsageQuery, measure_usage
 
 _MeasuredLines = dict[int, list[Measured]]
@@ -72,7 +72,7 @@ def _events(session: Session, tenant_id: str, plan: LinePlan) -> tuple[Decimal, 
                 event.at_ts < plan.period.end,
                 is_counted(event),
             )
-            for event in (UsageEvent, ArchivedUsage)
+            for event in RECORDED
         )
     ).subquery()
     return tuple(session.scalars(select(recorded.c.amount).order_by(recorded.c.at_ts, recorded.c.id)))

@@ -20,7 +20,7 @@ from svc_infra.billing.invoice_draft import PERIOD_KIND
 from svc_infra.billing.invoice_models import Invoice
 from svc_infra.billing.models import Tenant
 from svc_infra.billing.usage_event import NewUsage
-from svc_infra.billing.usage_models import ArchivedUsage, UsageEvent
+from svc_infra.billing.usage_models import RECORDED
 from svc_infra.db.rowset import Rowset
 
 # Usage that is recorded as it happens costs no look-up: its period cannot have been invoiced for long.
@@ -59,7 +59,7 @@ def _recorded(session: Session, events: Sequence[NewUsage]) -> set[tuple[str, st
     if not events:
         return set()
     found: set[tuple[str, str, str]] = set()
-    for table in (UsageEvent, ArchivedUsage):
+    for table in RECORDED:
         key = (table.tenant_id, table.metric, table.idempotency_key)
         rows = session.execute(select(*key).where(tuple_(*key).in_([_key(event) for event in events])))
         found.update((tenant_id, metric, text) for tenant_id, metric, text in rows)

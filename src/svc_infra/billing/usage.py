@@ -22,7 +22,7 @@ from svc_infra.billing.usage_event import NewUsage, quantity
 from svc_infra.billing.usage_insert import EVENT_COLUMNS, insert_usage
 from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
 from svc_infra.billing.usage_meters import meterings_of
-from svc_infra.billing.usage_models import ArchivedUsage, TenantErasure
+from svc_infra.billing.usage_models import RECORDED, ArchivedUsage, TenantErasure
 from svc_infra.billing.usage_rejections import keep_rejections
 from svc_infra.db.after_commit import call_after_commit
 from svc_infra.db.base import IdText, new_id
@@ -203,7 +203,7 @@ def _taken(
     """
     taken: dict[_Identity, tuple[str, _Payload]] = {}
     parameters = [(*identity, event_id) for identity, event_id in ids.items()] if count else []
-    for table in (UsageEvent, ArchivedUsage):
+    for table in RECORDED:
         if len(taken) < count:
             rows = session.connection().execute(
                 _select_taken(dialect, table), _KEYS.parameters(dialect, parameters)

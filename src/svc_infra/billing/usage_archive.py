@@ -155,7 +155,7 @@ class UsageArchiver:
             await run_loop("billing.archive", self.archive, stop=stop, poll_seconds=_POLL_SECONDS)
 
 
-def _candidates(before: datetime, after: Place | None) -> Select[Any]:
+def _candidates(before: datetime, after: Place | None) -> Select[str, str, str, datetime, datetime]:
     day = UsageAggregate
     place = (day.period_start, day.tenant_id, day.id)
     found = select(day.id, day.tenant_id, day.metric, day.period_start, day.period_end).where(

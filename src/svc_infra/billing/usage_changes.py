@@ -72,8 +72,7 @@ def _leave(dialect: str) -> Executable:
     # SQLite's grammar needs the WHERE to tell ON CONFLICT from a join's ON.
     rows = select(*notes.c, literal(1, BigInteger)).where(true()).order_by(*notes.c)
     upsert = postgresql.insert(_changes) if dialect == "postgresql" else sqlite.insert(_changes)
-    statement: Executable = upsert.from_select(["tenant_id", "metric", "month", "changes"], rows)
-    return statement.on_conflict_do_update(  # type: ignore[attr-defined,no-any-return]
+    return upsert.from_select(["tenant_id", "metric", "month", "changes"], rows).on_conflict_do_update(
         index_elements=["tenant_id", "metric", "month"], set_={"changes": _changes.c.changes + 1}
     )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import cast
 
 from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
-from svc_infra.billing.usage_models import ArchivedUsage, UsageAggregate, UsageEvent
+from svc_infra.billing.usage_models import RECORDED, ArchivedUsage, UsageAggregate, UsageEvent
 
 
 def list_events(
@@ -26,7 +27,7 @@ def list_events(
     """
     # The archive last, and each id once: an event may be moved between the two.
     rows: dict[str, UsageEvent | ArchivedUsage] = {}
-    for row in (UsageEvent, ArchivedUsage):
+    for row in RECORDED:
         found = (
             select(row)
             .where(row.tenant_id == tenant_id, row.metric == metric)
@@ -39,7 +40,8 @@ def list_events(
             found = found.where(row.at_ts < until)
         if after is not None:
             found = found.where(tuple_(row.at_ts, row.id) > tuple_(*after))
-        rows.update({each.id: each for each in session.scalars(found)})
+        page = cast("list[UsageEvent | ArchivedUsage]", session.scalars(found).all())
+        rows.update({each.id: each for each in page})
     return sorted(rows.values(), key=lambda each: (each.at_ts, each.id))[:limit]
 
 

@@ -71,6 +71,10 @@ class ArchivedUsage(_Recorded, Base):
     archived_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+# Where recorded events are, the archive last: they move that way only, so nobody who looks misses one.
+RECORDED: tuple[type[UsageEvent | ArchivedUsage], ...] = (UsageEvent, ArchivedUsage)
+
+
 class UsageDirtyDay(Base):
     """A mark that a tenant's day has events which its aggregate does not count yet.
 

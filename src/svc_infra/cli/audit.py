@@ -53,9 +53,10 @@ def _print(report: AuditReport) -> None:
         click.echo(f"{each.kind}: {place}: {each.text}")
     if report.difference_count > len(report.differences):
         click.echo(f"… and {report.difference_count - len(report.differences):,} more.")
+    archived = f" ({report.archived:,} of them archived)" if report.archived else ""
     click.echo(
         f"{report.tenants:,} tenants, {report.invoices:,} invoices with {report.lines:,} lines, "
-        f"{report.events:,} events ({report.archived:,} of them archived): "
+        f"{report.events:,} events{archived}: "
         f"{report.difference_count:,} differences."
     )
     if report.waiting:

@@ -12,12 +12,12 @@ from sqlalchemy.orm import Session
 
 from svc_infra.billing.metering import Metering, QuantityRounding
 from svc_infra.billing.meters import Meter
-from svc_infra.billing.models import ArchivedUsage, UsageEvent
 from svc_infra.billing.money import RoundingMode
 from svc_infra.billing.units import Operation, UnitConversion
 from svc_infra.billing.usage import UsageLimits, quantity
 from svc_infra.billing.usage_corrections import amend_usage, void_usage
 from svc_infra.billing.usage_meters import list_meters, register_meter
+from svc_infra.billing.usage_models import RECORDED
 from svc_infra.billing.usage_rejections import list_rejections
 from svc_infra.billing.usage_state import UsageState, usage_state
 from svc_infra.canonical import canonical_decimal, canonical_instant
@@ -216,9 +216,7 @@ def set_(
 def _owner(session: Session, event_id: str, tenant_id: str | None) -> str:
     if tenant_id is not None:
         return tenant_id
-    found = [
-        select(event.tenant_id).where(event.id == event_id).limit(2) for event in (UsageEvent, ArchivedUsage)
-    ]
+    found = [select(event.tenant_id).where(event.id == event_id).limit(2) for event in RECORDED]
     owners = sorted({owner for statement in found for owner in session.scalars(statement)})
     if not owners:
         raise NotFound(f"there is no usage event {event_id!r}")

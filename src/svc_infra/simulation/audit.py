@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from svc_infra.billing.invoice_models import Invoice
 from svc_infra.billing.models import ArchivedUsage, UsageAggregate, UsageEvent
 from svc_infra.billing.periods import Period
-from svc_infra.billing.usage_models import UsageCorrection, UsageMeter
+from svc_infra.billing.usage_models import RECORDED, UsageCorrection, UsageMeter
 from svc_infra.simulation.audit_books import Books, read_books
 from svc_infra.simulation.audit_lines import LineAudit
 from svc_infra.simulation.audit_oracle import (
@@ -173,7 +173,7 @@ def _audit_tenant(
 def _added_up(session: Session, tenant_id: str, own: Books, report: AuditReport) -> dict[str, Events]:
     """A tenant's raw events, added up by metric and day as they are read."""
     found: dict[str, Events] = {}
-    for table in (UsageEvent, ArchivedUsage):
+    for table in RECORDED:
         rows = session.execute(
             select(table.metric, table.at_ts, table.amount)
             .where(table.tenant_id == tenant_id, ~_is_corrected(table))
@@ -194,14 +194,14 @@ def _events(
 ) -> Iterator[Event]:
     """The counted events of a metric, in time order, and of one instant in the order they were recorded."""
     streams = []
-    for event in (UsageEvent, ArchivedUsage):
+    for event in RECORDED:
         asked = select(event.at_ts, event.id, event.amount, event.metadata_json).where(
             event.tenant_id == tenant_id, event.metric == metric, event.at_ts < end, ~_is_corrected(event)
         )
         if start is not None:
             asked = asked.where(event.at_ts >= start)
         ordered = asked.order_by(event.at_ts, event.id).execution_options(yield_per=_EVENTS_AT_A_TIME)
-        streams.append(map(tuple, session.execute(ordered)))
+        streams.append(session.execute(ordered))
     for at, _, amount, metadata_json in merge(*streams):
         yield Event(at, amount, metadata_json)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated, Any
+from datetime import date, datetime
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -19,6 +19,7 @@ from pydantic import (
 from svc_infra.canonical import canonical_instant, plain_json
 from svc_infra.exceptions import InvalidPayload
 
+D = TypeVar("D", bound=date)
 NO_NUL = r"^[^\x00]*$"
 MAX_ID_LENGTH = 64
 _YEARS = range(2, 9_999)
@@ -31,8 +32,12 @@ def _instant(value: Any) -> Any:
     return datetime.fromisoformat(value)
 
 
-def _within_reach(value: datetime) -> datetime:
-    # A day is added to or taken from instants in places, and the calendar ends.
+def require_within_calendar(value: D) -> D:
+    """Refuse what is beyond the calendar somewhere on earth, or would be with a day added or taken.
+
+    Raises:
+        ValueError: the year is none of 2 to 9998.
+    """
     if value.year not in _YEARS:
         raise ValueError("the year is from 2 to 9998")
     return value
@@ -48,7 +53,10 @@ def _storable(value: Any) -> Any:
 _DATE_TIME = {"type": "string", "format": "date-time", "examples": ["2025-01-31T12:00:00Z"]}
 
 InstantIn = Annotated[
-    AwareDatetime, BeforeValidator(_instant), AfterValidator(_within_reach), WithJsonSchema(_DATE_TIME)
+    AwareDatetime,
+    BeforeValidator(_instant),
+    AfterValidator(require_within_calendar),
+    WithJsonSchema(_DATE_TIME),
 ]
 """An instant in a request: ISO 8601 with a UTC offset."""
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema
 
-from svc_infra.api.fastapi.billing.usage_intake import require_within_calendar
 from svc_infra.api.fastapi.fields import InstantText as InstantText
+from svc_infra.api.fastapi.fields import require_within_calendar
 from svc_infra.canonical import canonical_decimal
 
 MAX_REASON_LENGTH = 2_000

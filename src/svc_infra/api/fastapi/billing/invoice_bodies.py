@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from svc_infra.api.fastapi.billing.fields import InstantText, Minor, QuantityText
 from svc_infra.billing.explanation import ExplainedLine
-from svc_infra.billing.models import CreditNote, InvoiceLine
+from svc_infra.billing.models import CreditNote
 from svc_infra.billing.preview import InvoicePreview, PreviewLine
 
 InvoiceStatus = Literal["draft", "finalized", "paid", "void", "uncollectible"]
@@ -42,6 +42,8 @@ class InvoiceBody(BaseModel):
 class LineBody(BaseModel):
     """A line of an invoice. ``price`` is what it was rated with, ``details`` what else entered the amount."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     id: str
     position: int
     kind: str
@@ -53,27 +55,8 @@ class LineBody(BaseModel):
     amount: Minor
     subscription_id: str | None
     adjusts_invoice_id: str | None
-    price: dict[str, Any] | None
+    price: dict[str, Any] | None = Field(validation_alias="price_snapshot")
     details: dict[str, Any] | None
-
-    @classmethod
-    def of(cls, line: InvoiceLine) -> LineBody:
-        """Make it of a stored line."""
-        return cls(
-            id=line.id,
-            position=line.position,
-            kind=line.kind,
-            metric=line.metric,
-            description=line.description,
-            period_start=line.period_start,
-            period_end=line.period_end,
-            quantity=line.quantity,
-            amount=line.amount,
-            subscription_id=line.subscription_id,
-            adjusts_invoice_id=line.adjusts_invoice_id,
-            price=line.price_snapshot,
-            details=line.details,
-        )
 
 
 class PendingLineBody(BaseModel):
@@ -126,7 +109,7 @@ class ExplainedLineBody(BaseModel):
     def of(cls, found: ExplainedLine) -> ExplainedLineBody:
         """Make it of an explained line."""
         return cls(
-            line=LineBody.of(found.line),
+            line=LineBody.model_validate(found.line),
             tiers=[
                 TierBody(
                     tier=tier.position + 1,

@@ -119,7 +119,9 @@ async def read_lines(
         position = paging.position(sync_session)
         after = None if position is None else int(position[0])
         lines = invoice_lines(sync_session, principal.tenant_id, invoice_id, after=after, limit=paging.reach)
-        return paging.cut(sync_session, lines, item=LineBody.of, key=lambda line: [str(line.position)])
+        return paging.cut(
+            sync_session, lines, item=LineBody.model_validate, key=lambda line: [str(line.position)]
+        )
 
     return await session.run_sync(page)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from svc_infra.api.fastapi.billing.fields import InstantText, Minor, QuantityText, Reason
-from svc_infra.api.fastapi.billing.usage_intake import Amount, Instant
-from svc_infra.billing.models import ArchivedUsage, UsageCorrection, UsageEvent, UsageRejection
-from svc_infra.billing.usage_state import State, UsageLine, UsageState
+from svc_infra.api.fastapi.billing.usage_intake import Amount
+from svc_infra.api.fastapi.fields import InstantIn
+from svc_infra.billing.models import ArchivedUsage, UsageCorrection, UsageEvent
+from svc_infra.billing.usage_state import State, UsageState
 
 
 class EventBody(BaseModel):
@@ -53,28 +54,16 @@ class CorrectionBody(BaseModel):
 class BilledOn(BaseModel):
     """A line that the event is on. ``amount`` is that of the whole line."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     invoice_id: str
-    invoice_status: str
+    invoice_status: str = Field(validation_alias="status")
     line_id: str
     position: int
     kind: str
     quantity: QuantityText
     amount: Minor
     currency: str
-
-    @classmethod
-    def of(cls, line: UsageLine) -> BilledOn:
-        """Make it of what was found."""
-        return cls(
-            invoice_id=line.invoice_id,
-            invoice_status=line.status,
-            line_id=line.line_id,
-            position=line.position,
-            kind=line.kind,
-            quantity=line.quantity,
-            amount=line.amount,
-            currency=line.currency,
-        )
 
 
 class TraceBody(EventBody):
@@ -106,7 +95,7 @@ class TraceBody(EventBody):
             day_start=found.day.start,
             day_end=found.day.end,
             state=found.state,
-            lines=[BilledOn.of(line) for line in found.lines],
+            lines=[BilledOn.model_validate(line) for line in found.lines],
             correction=_correction(found.correction),
         )
 
@@ -127,26 +116,15 @@ class AggregateBody(BaseModel):
 class RejectionBody(BaseModel):
     """An event that was refused, and why."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     id: str
     metric: str
     amount: str
-    at: InstantText
+    at: InstantText = Field(validation_alias="at_ts")
     idempotency_key: str
     reason: str
-    refused_at: InstantText
-
-    @classmethod
-    def of(cls, row: UsageRejection) -> RejectionBody:
-        """Make it of what was kept."""
-        return cls(
-            id=row.id,
-            metric=row.metric,
-            amount=row.amount,
-            at=row.at_ts,
-            idempotency_key=row.idempotency_key,
-            reason=row.reason,
-            refused_at=row.created_at,
-        )
+    refused_at: InstantText = Field(validation_alias="created_at")
 
 
 class VoidUsage(BaseModel):
@@ -166,7 +144,7 @@ class AmendUsage(BaseModel):
 
     reason: Reason
     amount: Amount | None = None
-    at: Instant | None = None
+    at: InstantIn | None = None
     metadata: dict[str, Any] | None = None
 
     @model_validator(mode="after")

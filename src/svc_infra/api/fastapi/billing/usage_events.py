@@ -19,7 +19,8 @@ from svc_infra.api.fastapi.billing.usage_bodies import (
     TraceBody,
     VoidUsage,
 )
-from svc_infra.api.fastapi.billing.usage_intake import Instant, Metric
+from svc_infra.api.fastapi.billing.usage_intake import Metric
+from svc_infra.api.fastapi.fields import InstantIn
 from svc_infra.api.fastapi.pages import Page, Paging
 from svc_infra.api.fastapi.route import refusals
 from svc_infra.api.fastapi.unit_of_work import UnitOfWorkRoute, UnitSession
@@ -67,8 +68,8 @@ async def read_aggregates(
     session: UnitSession,
     paging: Paging,
     metric: Annotated[Metric | None, Query(description="Only of this metric.")] = None,
-    since: Annotated[Instant | None, Query(description="Days that begin then or later.")] = None,
-    until: Annotated[Instant | None, Query(description="Days that begin earlier.")] = None,
+    since: Annotated[InstantIn | None, Query(description="Days that begin then or later.")] = None,
+    until: Annotated[InstantIn | None, Query(description="Days that begin earlier.")] = None,
 ) -> Page[AggregateBody]:
     """List the daily totals of all metrics, in the order of metrics and days."""
 
@@ -94,8 +95,8 @@ async def read_events(
     session: UnitSession,
     paging: Paging,
     metric: Annotated[Metric, Query(examples=["tokens"])],
-    since: Annotated[Instant | None, Query(description="Events at this instant or later.")] = None,
-    until: Annotated[Instant | None, Query(description="Events before this instant.")] = None,
+    since: Annotated[InstantIn | None, Query(description="Events at this instant or later.")] = None,
+    until: Annotated[InstantIn | None, Query(description="Events before this instant.")] = None,
 ) -> Page[EventBody]:
     """List the recorded events of a metric in the order of their instants, corrected ones among them."""
 
@@ -128,7 +129,7 @@ async def read_rejections(principal: Reader, session: UnitSession, paging: Pagin
         return paging.cut(
             sync_session,
             found,
-            item=RejectionBody.of,
+            item=RejectionBody.model_validate,
             key=lambda row: [canonical_instant(row.created_at), row.id],
         )
 

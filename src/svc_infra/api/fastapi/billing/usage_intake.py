@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime
+from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from pydantic import (
-    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,6 +21,7 @@ from pydantic import (
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from svc_infra.api.fastapi.fields import InstantIn
 from svc_infra.billing.models import KEY_LENGTH, METRIC_LENGTH
 from svc_infra.billing.usage import NewUsage, RecordedUsage, quantity, record_many
 from svc_infra.billing.usage_corrections import recorded_event
@@ -29,8 +29,6 @@ from svc_infra.billing.usage_limits import NO_LIMITS, UsageLimits
 from svc_infra.exceptions import IdempotencyConflict, InvalidUsage
 
 _CONFLICT = "this idempotency_key was used for another event; send the first payload again, or a new key"
-D = TypeVar("D", bound=date)
-_YEARS = range(2, 9_999)
 
 
 def _exact(value: Any) -> Decimal:
@@ -40,30 +38,11 @@ def _exact(value: Any) -> Decimal:
         raise ValueError(str(error)) from None
 
 
-def _instant(value: Any) -> datetime:
-    # Left to pydantic, a number would be seconds since 1970, and so would a text of digits.
-    if not isinstance(value, str):
-        raise ValueError("write the instant as ISO 8601 text with a UTC offset")
-    return require_within_calendar(datetime.fromisoformat(value))
-
-
-def require_within_calendar(value: D) -> D:
-    """Refuse what is beyond the calendar somewhere on earth, or would be with a day added or taken.
-
-    Raises:
-        ValueError: the year is none of 2 to 9998.
-    """
-    if value.year not in _YEARS:
-        raise ValueError("the year is from 2 to 9998")
-    return value
-
-
 Amount = Annotated[
     Decimal,
     BeforeValidator(_exact),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}], "examples": ["12.5"]}),
 ]
-Instant = Annotated[AwareDatetime, BeforeValidator(_instant)]
 Metric = Annotated[str, Field(min_length=1, max_length=METRIC_LENGTH, pattern=r"^[^\x00]*$")]
 
 
@@ -81,7 +60,7 @@ class UsageIn(BaseModel):
 
     metric: Metric
     amount: Amount
-    at: Instant | None = None
+    at: InstantIn | None = None
     idempotency_key: str = Field(min_length=1, max_length=KEY_LENGTH)
     metadata: dict[str, Any] | None = None
 
