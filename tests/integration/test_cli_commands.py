@@ -211,6 +211,7 @@ def test_the_doctor_names_each_check(url: str, target: str) -> None:
         **of_database[target],
         "schedule billing.daily": "ok",
         "schedule billing.monthly": "ok",
+        "schedule billing.audit": "ok",
         "webhook secrets": "warning",
         "endpoints": "skipped",
     }

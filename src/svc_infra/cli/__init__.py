@@ -84,6 +84,10 @@ def main() -> None:
     except SvcInfraError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(EXIT_FAILED)
-    except ConnectionError as error:
-        click.echo(f"Error: the database does not answer: {error}", err=True)
-        sys.exit(EXIT_FAILED)
+    except Exception as error:
+        from svc_infra.cli.unusable import why_unusable
+
+        if reason := why_unusable(error):
+            click.echo(f"Error: {reason}", err=True)
+            sys.exit(EXIT_FAILED)
+        raise

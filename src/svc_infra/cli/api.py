@@ -7,15 +7,15 @@ import asyncio
 import click
 
 from svc_infra.application import Application, load_application
-from svc_infra.cli.context import engine_of, run_async, settings_options
+from svc_infra.cli.context import engine_of, require_file, run_async, settings_options
 from svc_infra.cli.monitored import monitored
 from svc_infra.cli.run import stop_on_signals
+from svc_infra.cli.schedules import schedules_of_worker
 from svc_infra.config import Settings
 from svc_infra.db.migration import require_head
 from svc_infra.db.tenant_isolation import require_isolation
 from svc_infra.exceptions import InvalidSettings
 from svc_infra.logs import configure_logging
-from svc_infra.runtime import default_schedules
 from svc_infra.webhooks.endpoint_rules import endpoint_rules
 
 
@@ -54,6 +54,7 @@ async def _serve(settings: Settings, own: Application, host: str, port: int) -> 
     stop = asyncio.Event()
     stop_on_signals(stop)
     try:
+        require_file(engine)
         await require_head(engine)
         if settings.database.tenant_role:
             async with engine.connect() as connection:
@@ -66,7 +67,7 @@ async def _serve(settings: Settings, own: Application, host: str, port: int) -> 
                 rules=endpoint_rules(settings.webhooks),
                 topics=own.topics,
                 tenant_role=settings.database.tenant_role,
-                schedules=[*default_schedules(settings), *own.schedules],
+                schedules=schedules_of_worker(settings, own),
             )
             grace_seconds = settings.worker.grace_seconds
             await serve_http(app, stop, host=host, port=port, grace_seconds=grace_seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import wraps
@@ -24,6 +25,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 DEFAULT_CONFIG = Path("config/worker.toml")
+_THREAD_SECONDS = 1.0
 _GARBAGE_THRESHOLDS = (100_000, 20, 50)
 
 
@@ -84,7 +86,20 @@ def run_async(main: Coroutine[Any, Any, T], *, is_worker: bool = False) -> T:
     """Run a command's coroutine to its end; that of a worker on the quicker loop of the extra ``speed``."""
     collect_garbage_rarely()
     with asyncio.Runner(loop_factory=_quick_loop() if is_worker else None) as runner:
-        return runner.run(main)
+        return runner.run(_until_quiet(main))
+
+
+async def _until_quiet(main: Coroutine[Any, Any, T]) -> T:
+    """Await ``main``, and then the threads of SQLite connections that failed: they answer the loop once more.
+
+    Ended before that, the loop would make them print a traceback beside the one sentence of the error.
+    """
+    try:
+        return await main
+    finally:
+        for thread in threading.enumerate():
+            if "_connection_worker_thread" in thread.name:
+                await asyncio.to_thread(thread.join, _THREAD_SECONDS)
 
 
 def collect_garbage_rarely() -> None:

@@ -15,11 +15,13 @@ import httpcore
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from svc_infra.application import Application
 from svc_infra.billing.money import normalize_currency
 from svc_infra.canonical import canonical_instant
 from svc_infra.cli.check import FAILED, OK, SKIPPED, WARNING, Check, first_line
 from svc_infra.cli.context import echo_json, engine_of, json_option, run_async, settings_options
 from svc_infra.cli.database_checks import database_checks
+from svc_infra.cli.schedules import schedules_of_worker
 from svc_infra.cli.table import print_table
 from svc_infra.clock import SystemClock
 from svc_infra.config import Settings
@@ -34,7 +36,6 @@ from svc_infra.exceptions import (
     SchemaMissing,
 )
 from svc_infra.jobs.timing import NEVER
-from svc_infra.runtime import default_schedules
 from svc_infra.webhooks.dialer import Dialer
 from svc_infra.webhooks.endpoint_rules import key_ring
 from svc_infra.webhooks.endpoints import Endpoint, list_endpoints
@@ -149,7 +150,7 @@ def _secret_keys(settings: Settings) -> Check:
 def _schedules(settings: Settings) -> Iterator[Check]:
     now = SystemClock().now()
     try:
-        schedules = default_schedules(settings)
+        schedules = schedules_of_worker(settings, Application())
     except InvalidSchedule as error:
         yield Check("schedules", FAILED, f"{error}; mend [scheduler] in the settings")
         return

@@ -145,7 +145,8 @@ def show(settings: Settings, endpoint_id: str, as_json: bool) -> None:
     if as_json:
         echo_json({**endpoint_row(found), "acts": listed})
         return
-    print_table(["", ""], [(key, json.dumps(value)) for key, value in endpoint_row(found).items()])
+    for key, value in endpoint_row(found).items():
+        click.echo(f"{key:<16}  {json.dumps(value, ensure_ascii=False)}")
     print_table(
         ["at", "who", "what", "detail"],
         [[*list(act.values())[:3], json.dumps(act["detail"])] for act in listed],

@@ -18,6 +18,7 @@ from svc_infra.billing.models import CreditNote, Invoice, PendingLine
 from svc_infra.billing.money import format_minor
 from svc_infra.billing.provider import enqueue_sync
 from svc_infra.canonical import canonical_decimal, canonical_instant
+from svc_infra.cli.acting import echo_act
 from svc_infra.cli.context import echo_json, json_option, open_database, run_async, settings_options
 from svc_infra.cli.table import print_table
 from svc_infra.clock import SystemClock
@@ -30,8 +31,9 @@ _REASON = click.option("--reason", required=True, help="Why; it is kept with the
 
 @click.command()
 @_INVOICE
+@json_option
 @settings_options
-def finalize(settings: Settings, invoice_id: str) -> None:
+def finalize(settings: Settings, invoice_id: str, as_json: bool) -> None:
     """Issue a draft now, without waiting for the end of its grace."""
 
     def act(session: Session, tenant_id: str, now: datetime) -> Invoice:
@@ -42,41 +44,44 @@ def finalize(settings: Settings, invoice_id: str) -> None:
             enqueue_sync(session, [(tenant_id, invoice_id)], now=now)
         return session.get_one(Invoice, (tenant_id, invoice_id), populate_existing=True)
 
-    _say(_act(settings, invoice_id, act))
+    _say(_act(settings, invoice_id, act), as_json)
 
 
 @click.command()
 @_INVOICE
+@json_option
 @settings_options
-def paid(settings: Settings, invoice_id: str) -> None:
+def paid(settings: Settings, invoice_id: str, as_json: bool) -> None:
     """Note that an issued invoice was paid."""
-    _say(_act(settings, invoice_id, lambda s, owner, now: mark_paid(s, owner, invoice_id, now=now)))
+    _say(_act(settings, invoice_id, lambda s, owner, now: mark_paid(s, owner, invoice_id, now=now)), as_json)
 
 
 @click.command()
 @_INVOICE
 @_REASON
+@json_option
 @settings_options
-def uncollectible(settings: Settings, invoice_id: str, reason: str) -> None:
+def uncollectible(settings: Settings, invoice_id: str, reason: str, as_json: bool) -> None:
     """Give up on an issued invoice; it can still be paid or voided."""
 
     def act(session: Session, tenant_id: str, now: datetime) -> Invoice:
         return mark_uncollectible(session, tenant_id, invoice_id, reason=reason, now=now)
 
-    _say(_act(settings, invoice_id, act))
+    _say(_act(settings, invoice_id, act), as_json)
 
 
 @click.command()
 @_INVOICE
 @_REASON
+@json_option
 @settings_options
-def void(settings: Settings, invoice_id: str, reason: str) -> None:
+def void(settings: Settings, invoice_id: str, reason: str, as_json: bool) -> None:
     """Take an issued invoice back; its number stays used, and its period can be invoiced again."""
 
     def act(session: Session, tenant_id: str, now: datetime) -> Invoice:
         return void_invoice(session, tenant_id, invoice_id, reason=reason, now=now)
 
-    _say(_act(settings, invoice_id, act))
+    _say(_act(settings, invoice_id, act), as_json)
 
 
 @click.command()
@@ -169,11 +174,12 @@ def parked(settings: Settings, as_json: bool) -> None:
 
 @click.command(name="unpark")
 @click.argument("tenant")
+@json_option
 @settings_options
-def unpark_tenant(settings: Settings, tenant: str) -> None:
+def unpark_tenant(settings: Settings, tenant: str, as_json: bool) -> None:
     """Let TENANT be invoiced again; its waiting jobs go on within the hour."""
     run_async(_read(settings, lambda session: unpark(session, tenant)))
-    click.echo(f"tenant {tenant} is invoiced again")
+    echo_act(as_json, "invoiced again", tenant_id=tenant)
 
 
 COMMANDS = (finalize, paid, uncollectible, void, credit, pending, parked, unpark_tenant)
@@ -194,6 +200,9 @@ async def _read(settings: Settings, function: Callable[[Session], Any]) -> Any:
         return await session.run_sync(function)
 
 
-def _say(invoice: Invoice) -> None:
-    number = "draft" if invoice.number is None else f"{invoice.series}-{invoice.number}"
-    click.echo(f"invoice {number} is {invoice.status}")
+def _say(invoice: Invoice, as_json: bool) -> None:
+    number = None if invoice.number is None else f"{invoice.series}-{invoice.number}"
+    if as_json:
+        echo_json({"id": invoice.id, "number": number, "status": invoice.status})
+    else:
+        click.echo(f"invoice {number or 'draft'} is {invoice.status}")

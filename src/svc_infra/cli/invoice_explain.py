@@ -217,6 +217,8 @@ def _print_line(each: ExplainedLine, currency: str) -> None:
         columns = ["tier", "quantity", "unit (minor)", "flat (minor)", "amount (minor)"]
         print_table(columns, rows, right=columns)
     if each.days:
+        # What came after the invoice is among it, and on a later one.
+        click.echo("   recorded of its period by now:")
         print_table(
             ["day", "total"], [(_day(at), canonical_decimal(n)) for at, n in each.days], right=["total"]
         )

@@ -9,7 +9,7 @@ import click
 
 from svc_infra.api.keys import OPERATOR_SCOPES, ApiKey, create_key, list_keys, revoke_key
 from svc_infra.canonical import canonical_instant
-from svc_infra.cli.acting import actor_option, in_transaction
+from svc_infra.cli.acting import actor_option, echo_act, in_transaction
 from svc_infra.cli.context import echo_json, json_option, settings_options
 from svc_infra.cli.table import print_table
 from svc_infra.clock import SystemClock
@@ -85,12 +85,14 @@ def list_(settings: Settings, tenant_id: str | None, as_json: bool) -> None:
 
 @keys.command()
 @click.argument("key_id")
+@json_option
 @actor_option
 @settings_options
-def revoke(settings: Settings, key_id: str, actor: str) -> None:
+def revoke(settings: Settings, key_id: str, actor: str, as_json: bool) -> None:
     """Let the key KEY_ID open nothing more."""
     now = SystemClock().now()
     in_transaction(settings, lambda session: revoke_key(session, key_id, actor=actor, now=now))
+    echo_act(as_json, "revoked", id=key_id)
 
 
 def _row(key: ApiKey, now: datetime) -> dict[str, Any]:

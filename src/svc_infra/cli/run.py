@@ -11,7 +11,7 @@ import click
 import structlog
 
 from svc_infra.application import Application, load_application
-from svc_infra.cli.context import engine_of, run_async, settings_options
+from svc_infra.cli.context import engine_of, require_file, run_async, settings_options
 from svc_infra.cli.monitored import monitored
 from svc_infra.cli.supervisor import SUPERVISED, child_command, supervise
 from svc_infra.config import Settings
@@ -70,6 +70,7 @@ async def _run(
     if index is not None:
         _stop_with_supervisor(stop)
     try:
+        require_file(engine)
         await require_head(engine)
         application = application or Application()
         add_audit(application, make_session_factory(engine), settings.scheduler)

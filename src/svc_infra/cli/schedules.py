@@ -9,7 +9,7 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from svc_infra.application import load_application
+from svc_infra.application import Application, load_application
 from svc_infra.canonical import canonical_instant
 from svc_infra.cli.acting import actor_option, echo_act, in_transaction
 from svc_infra.cli.context import echo_json, json_option, settings_options
@@ -28,6 +28,7 @@ from svc_infra.jobs.scheduler import Schedule
 from svc_infra.jobs.stored_schedules import add_schedule, remove_schedule
 from svc_infra.jobs.timing import NEVER
 from svc_infra.runtime import default_schedules
+from svc_infra.simulation.audit_job import audit_schedule
 
 app_option = click.option("--app", "application", metavar="MODULE:ATTRIBUTE", help="As given to 'run'.")
 
@@ -164,10 +165,14 @@ def resume(settings: Settings, name: str, actor: str, as_json: bool) -> None:
     echo_act(as_json, "resumed", schedule=name)
 
 
+def schedules_of_worker(settings: Settings, application: Application) -> list[Schedule]:
+    """Return the schedules that a worker with this application runs, beside those that were added by hand."""
+    return [*default_schedules(settings), audit_schedule(settings.scheduler), *application.schedules]
+
+
 def known_schedules(settings: Settings, application: str | None) -> list[Schedule]:
-    """Return the schedules of the settings and of the application that is named."""
-    own = load_application(application).schedules if application else []
-    return [*default_schedules(settings), *own]
+    """Return the schedules of a worker with the application that is named."""
+    return schedules_of_worker(settings, load_application(application) if application else Application())
 
 
 def _named(settings: Settings, application: str | None, name: str) -> Schedule:

@@ -90,11 +90,15 @@ def change(settings: Settings, tenant: str, subscription_id: str, as_json: bool,
 @click.argument("tenant")
 @click.argument("subscription_id", metavar="ID")
 @click.option("--at", callback=day_or_instant, metavar="DATE", help="The day after the last one.")
+@json_option
 @settings_options
-def end(settings: Settings, tenant: str, subscription_id: str, at: date | None) -> None:
+def end(settings: Settings, tenant: str, subscription_id: str, at: date | None, as_json: bool) -> None:
     """End a subscription, by default when its running period ends."""
     ended_at = run_async(_call(settings, _end, tenant, subscription_id, at=at))
-    click.echo(f"ends at {canonical_instant(ended_at)}")
+    if as_json:
+        echo_json({"id": subscription_id, "ended_at": canonical_instant(ended_at)})
+    else:
+        click.echo(f"ends at {canonical_instant(ended_at)}")
 
 
 @subscriptions.command(name="list")

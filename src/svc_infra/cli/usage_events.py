@@ -21,7 +21,7 @@ from svc_infra.billing.usage_models import RECORDED
 from svc_infra.billing.usage_rejections import list_rejections
 from svc_infra.billing.usage_state import UsageState, usage_state
 from svc_infra.canonical import canonical_decimal, canonical_instant
-from svc_infra.cli.acting import actor_option, in_transaction
+from svc_infra.cli.acting import actor_option, echo_act, in_transaction
 from svc_infra.cli.context import echo_json, json_option, settings_options
 from svc_infra.cli.table import print_table
 from svc_infra.clock import SystemClock
@@ -74,9 +74,12 @@ def trace(settings: Settings, event_id: str, tenant_id: str | None, as_json: boo
 @click.argument("event_id")
 @tenant_option
 @reason_option
+@json_option
 @actor_option
 @settings_options
-def void(settings: Settings, event_id: str, tenant_id: str | None, reason: str, actor: str) -> None:
+def void(
+    settings: Settings, event_id: str, tenant_id: str | None, reason: str, actor: str, as_json: bool
+) -> None:
     """Take usage event EVENT_ID out of what is counted and billed from now on."""
     now = SystemClock().now()
 
@@ -85,6 +88,7 @@ def void(settings: Settings, event_id: str, tenant_id: str | None, reason: str, 
         void_usage(session, owner, event_id, reason=reason, actor=actor, now=now)
 
     in_transaction(settings, act)
+    echo_act(as_json, "voided", id=event_id)
 
 
 @click.command()
@@ -93,6 +97,7 @@ def void(settings: Settings, event_id: str, tenant_id: str | None, reason: str, 
 @click.option("--at", "at_text", help="The right instant, ISO 8601 with an offset.")
 @tenant_option
 @reason_option
+@json_option
 @actor_option
 @settings_options
 def amend(
@@ -103,6 +108,7 @@ def amend(
     tenant_id: str | None,
     reason: str,
     actor: str,
+    as_json: bool,
 ) -> None:
     """Replace usage event EVENT_ID by one with another amount or instant; print the new event's id."""
     now = SystemClock().now()
@@ -120,7 +126,11 @@ def amend(
             limits=limits_in(settings),
         )
 
-    click.echo(in_transaction(settings, act))
+    replacement_id = in_transaction(settings, act)
+    if as_json:
+        echo_json({"id": event_id, "replacement_id": replacement_id})
+    else:
+        click.echo(replacement_id)
 
 
 @click.command()

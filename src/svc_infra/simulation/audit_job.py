@@ -78,12 +78,18 @@ def add_audit(
                 )
 
     application.handlers.add_plain(AUDIT, run)
-    application.schedules.append(
-        Schedule(
-            AUDIT, CronSchedule(scheduler.audit_cron, scheduler.timezone), AUDIT, catch_up=CatchUp.LATEST
-        )
-    )
+    application.schedules.append(audit_schedule(scheduler))
     application.topics.include(audit_topics())
+
+
+def audit_schedule(scheduler: SchedulerSettings) -> Schedule:
+    """Return the schedule of the nightly audit.
+
+    Raises:
+        InvalidSchedule: its rule or its zone cannot be used.
+    """
+    cron = CronSchedule(scheduler.audit_cron, scheduler.timezone)
+    return Schedule(AUDIT, cron, AUDIT, catch_up=CatchUp.LATEST)
 
 
 def audit_topics() -> TopicCatalogue:
