@@ -65,6 +65,7 @@ class SchedulerSettings(Section):
 class WebhookSettings(Section):
     in_flight: int = Field(200, ge=1)
     in_flight_per_endpoint: int = Field(8, ge=1)
+    endpoints_per_tenant: int = Field(1_000, ge=1)
     timeout_seconds: float = Field(15.0, gt=0)
     poll_seconds: float = Field(1.0, gt=0)
     lease_seconds: float = Field(30.0, gt=0)

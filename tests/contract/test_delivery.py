@@ -292,10 +292,10 @@ async def test_a_deliverer_whose_lease_was_rescued_changes_nothing(
         row = await session.get_one(DeliveryRow, fresh.id)
         assert (row.state, row.lease_id, row.attempt, row.rescues) == ("sending", fresh.lease_id, 2, 1)
         assert (await session.run_sync(get_endpoint, endpoint_id)).is_enabled
-    assert await world.outcomes() == []
+    assert await world.outcomes() == ["lease_expired"]
     async with session_factory.begin() as session:
         assert await session.run_sync(record, [finished(fresh, status=200)]) == {fresh.id}
-    assert (await world.states(), await world.outcomes()) == (["delivered"], ["success"])
+    assert (await world.states(), await world.outcomes()) == (["delivered"], ["lease_expired", "success"])
 
 
 async def test_a_delivery_that_is_still_leased_is_not_rescued_and_one_used_up_ends_dead(

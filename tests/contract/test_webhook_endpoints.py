@@ -27,7 +27,7 @@ from svc_infra.webhooks.endpoints import (
 )
 from svc_infra.webhooks.guard import PublicAddresses, UrlPolicy
 from svc_infra.webhooks.health import HealthPolicy
-from svc_infra.webhooks.models import DeliveryRow, EndpointRow
+from svc_infra.webhooks.models import DeliveryAttemptRow, DeliveryRow, EndpointRow
 from svc_infra.webhooks.relay import Relay
 from svc_infra.webhooks.sealing import KeyRing, is_sealed, new_sealing_key
 from svc_infra.webhooks.secret_rotation import reseal_secrets, rotate_secret
@@ -574,6 +574,18 @@ async def test_a_delivery_whose_senders_all_died_is_announced_too(shop: Shop) ->
     lost = {"now": NOON, "lease_seconds": -1, "limit": 5, "allowance": 5, "allowances": {}}
     assert len((await shop.do(claim, **lost))[0]) == 1
     assert await shop.do(rescue, now=NOON, max_attempts=1) == 1
+    async with shop.factory() as session:
+        (attempt,) = await session.scalars(select(DeliveryAttemptRow))
+    assert (attempt.attempt, attempt.outcome, attempt.status_code) == (1, "lease_expired", None)
     (announced,) = await shop.published("webhooks.delivery.exhausted")
     assert (announced["message_id"], announced["last_outcome"]) == (message_id, "lease_expired")
     assert announced["tenant_id"] == "t1"
+
+
+async def test_a_tenant_has_no_more_endpoints_than_the_rules_let_it_have(shop: Shop) -> None:
+    rules = EndpointRules(per_tenant=2)
+    new = {"url": URL, "topics": ["*"], "rules": rules}
+    for tenant_id in ("t1", "t1", "t2", None, None, None):
+        await shop.do(add_endpoint, tenant_id=tenant_id, **new)
+    with pytest.raises(InvalidEndpoint, match=r"'t1' has 2 endpoints.*webhooks\.endpoints_per_tenant"):
+        await shop.do(add_endpoint, tenant_id="t1", **new)

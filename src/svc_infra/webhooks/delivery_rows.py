@@ -7,13 +7,14 @@ Functions take a ``Session`` whose transaction is the caller's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any, cast
 
 from sqlalchemy import (
     Insert,
     Integer,
+    Select,
     String,
     Table,
     Text,
@@ -29,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from svc_infra.db.base import IdText, UtcDateTime
-from svc_infra.db.leases import expired, is_held
+from svc_infra.db.leases import CLAIMS, expired, is_held
 from svc_infra.db.outbox import OutboxMessageRow
 from svc_infra.db.rowset import Rowset
 from svc_infra.webhooks.claimed_delivery import ClaimedDelivery, DeliveryResult
@@ -42,6 +43,7 @@ from svc_infra.webhooks.ordering import lock_endpoints, promote
 from svc_infra.webhooks.topic_patterns import OPERATIONAL_PREFIX
 
 LEASE_EXPIRED = "lease_expired"
+_LOST = "the lease ran out: the sender died or could not reach the database, and may have sent it"
 _RESCUE_BATCH = 1_000
 _SCAN_FACTOR = 4
 _MAX_DETAIL = 1_000
@@ -113,9 +115,21 @@ def release(session: Session, deliveries: Iterable[ClaimedDelivery]) -> None:
 def rescue(session: Session, *, now: datetime, max_attempts: int) -> int:
     """Return deliveries whose lease has run out to the due ones, or end them as dead; return how many.
 
-    Their attempt counts: it may have been sent, and a message that kills its sender must not live for ever.
+    Their attempt counts and is recorded: it may have been sent, and a message that kills its sender must not
+    live for ever.
     """
-    rescued = session.execute(_rescue(), {"now": now, "max_attempts": max_attempts}).all()
+    dialect, wall_now = session.get_bind().dialect.name, datetime.now(UTC)
+    lost = session.execute(_lost()).all()
+    if not lost:
+        return 0
+    claims = CLAIMS.parameters(dialect, [(row.id, row.lease_id) for row in lost])
+    bounds = {"now": now, "max_attempts": max_attempts}
+    rescued = session.execute(_rescue(dialect), {**claims, **bounds}).all()
+    attempts = [
+        (row.id, row.attempt, row.lease_id, LEASE_EXPIRED, None, _LOST, 0, row.trigger, wall_now)
+        for row in lost
+    ]
+    session.execute(_insert_attempts(dialect), _ATTEMPTS.parameters(dialect, attempts))
     dead = [row for row in rescued if row.state == DeliveryState.DEAD.value]
     if dead:
         lanes = {(row.endpoint_id, row.lane_key) for row in dead if row.lane_key is not None}
@@ -227,12 +241,15 @@ def _insert_attempts(dialect: str) -> Insert:
 
 
 @cache
-def _rescue() -> Update:
-    due = (
-        expired(_DELIVERIES, running=_SENDING, limit=_RESCUE_BATCH)
-        .cte("due")
-        .prefix_with("MATERIALIZED", dialect="postgresql")
-    )
+def _lost() -> Select[Any]:
+    """Deliveries whose lease has run out, locked; what somebody else is at is left to them."""
+    delivery = _DELIVERIES.c
+    found = expired(_DELIVERIES, running=_SENDING, limit=_RESCUE_BATCH)
+    return found.add_columns(delivery.lease_id, delivery.attempt, delivery.trigger)
+
+
+@cache
+def _rescue(dialect: str) -> Update:
     now = bindparam("now", type_=UtcDateTime)
     is_used_up = _DELIVERIES.c.attempt - _DELIVERIES.c.attempt_base >= bindparam(
         "max_attempts", type_=Integer
@@ -240,7 +257,7 @@ def _rescue() -> Update:
     dead, pending = DeliveryState.DEAD.value, DeliveryState.PENDING.value
     return (
         update(_DELIVERIES)
-        .where(_DELIVERIES.c.id.in_(select(due.c.id)))
+        .where(is_held(_DELIVERIES, CLAIMS.table(dialect), running=_SENDING))
         .values(
             state=case((is_used_up, dead), else_=pending),
             run_at=now,

@@ -25,4 +25,5 @@ def endpoint_rules(webhooks: WebhookSettings) -> EndpointRules:
         InvalidSettings: a network or a key cannot be read.
     """
     urls = UrlPolicy(allow_http=webhooks.allow_http, ports=webhooks.allow_ports)
-    return EndpointRules(urls, PublicAddresses(webhooks.allow_networks), key_ring(webhooks))
+    addresses = PublicAddresses(webhooks.allow_networks)
+    return EndpointRules(urls, addresses, key_ring(webhooks), webhooks.endpoints_per_tenant)

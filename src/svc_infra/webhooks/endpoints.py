@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
@@ -39,12 +39,13 @@ class EndpointRules:
 
     Without ``addresses`` and with the URL policy of the default, every URL is taken that could be sent to
     under some settings; the sender refuses later what its own settings forbid. Without ``keys`` secrets are
-    stored as they are.
+    stored as they are. ``per_tenant`` is how many endpoints a tenant may have.
     """
 
     urls: UrlPolicy = _ANY_URL
     addresses: AddressPolicy | None = None
     keys: KeyRing | None = None
+    per_tenant: int = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +102,15 @@ def add_endpoint(
     ``await async_session.run_sync(add_endpoint, url=…, topics=…)``.
 
     Raises:
-        InvalidEndpoint: the URL or the description cannot be used, or there is no topic.
+        InvalidEndpoint: the URL or the description cannot be used, there is no topic, or the tenant has as
+            many endpoints as the rules let it have.
         InvalidTopic: a topic is neither a topic nor one with a trailing wildcard.
         InvalidSecret: the secret cannot sign.
     """
     rules = rules or EndpointRules()
     options = options or EndpointOptions()
     secret = check_secret(make_secret(signing) if secret is None else secret)
+    _check_number(session, tenant_id, rules.per_tenant)
     endpoint_id = new_id()
     row = EndpointRow(
         id=endpoint_id,
@@ -124,6 +127,18 @@ def add_endpoint(
     note_act(session, row, actor, "add", {"url": without_query(url)})
     session.flush()
     return as_endpoint(row, secret)
+
+
+def _check_number(session: Session, tenant_id: str | None, most: int) -> None:
+    """Refuse one endpoint too many. Two that are added at the same moment may both be the last."""
+    if tenant_id is None:
+        return
+    count = select(func.count()).select_from(EndpointRow).where(EndpointRow.tenant_id == tenant_id)
+    if session.execute(count).scalar_one() >= most:
+        raise InvalidEndpoint(
+            f"tenant {tenant_id!r} has {most:,} endpoints, as many as webhooks.endpoints_per_tenant allows; "
+            "delete one or raise the setting"
+        )
 
 
 def change_endpoint(
