@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from svc_infra.clock import FixedClock
-from svc_infra.jobs import Handlers, Job, JobRequest, SqlJobQueue, Worker
+from svc_infra.jobs import Handlers, Job, JobRequest, SqlJobQueue, Worker, claimer
 from svc_infra.jobs.limit import Limit
 from svc_infra.jobs.uniqueness import Unique
 from tests.contract.queue_contract import Sessions, clock
 from tests.contract.seen_statements import statements
 
 __all__ = ["clock"]  # a fixture of the queue contract
-
-SOON_SECONDS = 10.0
 
 
 @pytest.fixture
@@ -73,24 +69,18 @@ async def test_a_job_of_a_savepoint_that_is_rolled_back_never_existed(
 
 
 async def test_a_job_with_a_limit_of_its_own_starts_although_its_kind_has_none_and_others_never_run_out(
-    queue: SqlJobQueue, session_factory: Sessions
+    queue: SqlJobQueue, session_factory: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handlers, stop, has_run = Handlers(session_factory), asyncio.Event(), asyncio.Event()
+    monkeypatch.setattr(claimer, "_LIMITS_FIRST_SECONDS", 0.0)
+    handlers, started = Handlers(session_factory), []
 
     @handlers.plain("n")
     async def run(job: Job) -> None:
-        if job.payload["is_limited"]:
-            has_run.set()
-        await has_run.wait()
+        started.append(job.payload["is_limited"])
 
-    limited = JobRequest("n", {"is_limited": True}, limit=Limit(1))
     async with session_factory.begin() as session:
-        await queue.enqueue_many(session, [JobRequest("n", {"is_limited": False})] * 300)
-        await queue.enqueue_many(session, [limited])
-    working = asyncio.create_task(Worker(queue, handlers, poll_seconds=3_600).run(stop))
-    try:
-        await asyncio.wait_for(has_run.wait(), SOON_SECONDS)
-    finally:
-        has_run.set()
-        stop.set()
-        await working
+        await queue.enqueue_many(session, [JobRequest("n", {"is_limited": False})] * 200)
+        await queue.enqueue_many(session, [JobRequest("n", {"is_limited": True}, limit=Limit(1))])
+    await Worker(queue, handlers).drain()
+    assert len(started) == 201
+    assert started.index(True) < 200

@@ -15,7 +15,7 @@ from svc_infra.jobs.queue import JobQueue
 from svc_infra.jobs.sql import SqlJobQueue
 
 # Jobs that were enqueued with a limit although their kind has none are else looked for where no other is due.
-_LIMITS_FIRST_SECONDS = 0.5
+_LIMITS_FIRST_SECONDS = 2.0
 
 
 class Claimer:
@@ -131,15 +131,21 @@ class Claimer:
         return bool(jobs)
 
     async def _claim_of(self, names: Collection[str], room: int) -> list[Job]:
-        return await self._queue.claim(
+        now = asyncio.get_running_loop().time()
+        is_time_for_limits = now >= self._limits_first_at
+        jobs = await self._queue.claim(
             room,
             names=names,
             versions=self._handlers.versions,
-            has_limits=self._handlers.has_limits or self._is_time_for_limits(),
+            has_limits=self._handlers.has_limits or is_time_for_limits,
             queues=self._queues,
             now=self._clock.now(),
             lease_seconds=self._lease_seconds,
         )
+        # A claim that found nothing has looked for those with a limit.
+        if is_time_for_limits or not jobs:
+            self._limits_first_at = now + _LIMITS_FIRST_SECONDS
+        return jobs
 
     async def _claim_turns_of(self, lane: Lane) -> bool:
         loop, room = asyncio.get_running_loop(), lane.room_for_turns()
@@ -172,10 +178,3 @@ class Claimer:
         if not now < self._wakes_for_turns_at <= now + seconds:
             self._wakes_for_turns_at = now + seconds
             loop.call_later(seconds, self._wake_for_turns.set)
-
-    def _is_time_for_limits(self) -> bool:
-        now = asyncio.get_running_loop().time()
-        is_time = now >= self._limits_first_at
-        if is_time:
-            self._limits_first_at = now + _LIMITS_FIRST_SECONDS
-        return is_time
