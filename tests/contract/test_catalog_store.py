@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from svc_infra.billing.catalog import parse_catalog
 from svc_infra.billing.catalog_store import CatalogChanges, apply_catalog, default_plan, price_terms
 from svc_infra.billing.models import SINCE_EVER, Plan, PlanEntitlement, Price
+from svc_infra.billing.usage import NewUsage, record_many
 from svc_infra.exceptions import InvalidCatalog
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
@@ -132,3 +133,15 @@ async def test_a_renamed_price_that_would_bill_a_metric_twice_is_refused(session
     with pytest.raises(InvalidCatalog, match="keeps a price 'cds'"):
         await apply(session_factory, renamed)
     assert (await apply(session_factory, CATALOG)).created == []
+
+
+async def test_meters_come_from_the_file_too_and_one_with_usage_stays(session_factory: Sessions) -> None:
+    meter = '[[meters]]\nmetric = "cds"\nmeter = "sum"\ndimensions = ["shop"]\n'
+    assert (await apply(session_factory, meter)).created == ["meter of cds"]
+    assert (await apply(session_factory, meter)).unchanged == ["meter of cds"]
+    async with session_factory.begin() as session:
+        await session.run_sync(record_many, [NewUsage("t", "cds", Decimal(1), NOW, "k")], now=NOW)
+    changed = await apply(session_factory, meter.replace('"shop"', '"shop", "artist"'))
+    assert changed.updated == ["meter of cds"]
+    with pytest.raises(InvalidCatalog, match=r"catalog\.toml:2: .* is fixed"):
+        await apply(session_factory, meter.replace('"sum"', '"count"'))

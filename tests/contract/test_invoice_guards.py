@@ -173,6 +173,21 @@ async def test_a_line_names_a_subscription_of_its_tenant_which_then_stays(sessio
             await session.execute(text("DELETE FROM subscriptions"))
 
 
+@pytest.mark.postgres_only
+async def test_a_subscription_waits_for_the_lines_that_may_name_it(session_factory: Sessions) -> None:
+    """Without the lock it would be gone before the line is committed, and neither refused."""
+    held = Subscription(id="s", tenant_id="t", plan_id="p", effective_at=JANUARY)
+    await store(session_factory, Plan(id="p", key="p", name="p"), held)
+    async with session_factory() as adding, session_factory() as deleting:
+        named = line("1", 30)
+        named.subscription_id = "s"
+        adding.add(named)
+        await adding.flush()
+        await deleting.execute(text("SET LOCAL lock_timeout = '100ms'"))
+        with pytest.raises(Exception, match="lock timeout"):
+            await deleting.execute(text("DELETE FROM subscriptions"))
+
+
 async def test_no_more_is_credited_of_a_line_than_was_billed(session_factory: Sessions) -> None:
     await issue(session_factory)
     await store(session_factory, taken_back("1", "1", 6), note("1", 6))

@@ -7,10 +7,12 @@ from datetime import UTC, date, datetime
 import pytest
 from sqlalchemy.exc import IntegrityError
 
+from svc_infra.billing.invoice_closing import generate_closing_invoices
 from svc_infra.billing.invoicing import InvoiceRequest
 from svc_infra.billing.models import Subscription
 from svc_infra.billing.subscription_changes import change_subscription, end_subscription
 from svc_infra.exceptions import InvalidCatalog, InvalidSubscription, NotFound
+from svc_infra.simulation.audit import audit
 from tests.contract.billing_shop import MONTHS, Sessions, Shop
 
 BASE = (
@@ -24,6 +26,7 @@ CATALOG = (
     + BASE.format("large", 6200)
     + BASE.format("ahead", 3000)
     + "advance = true\n"
+    + '[[prices]]\nkey = "calls"\nplan = "ahead"\ncurrency = "usd"\nmetric = "calls"\nunit_amount = "100"\n'
     + BASE.format("swap", 2000)
     + BASE.format("yearly", 36500).replace("month", "year")
     + BASE.format("promise", 1000)
@@ -132,6 +135,24 @@ async def test_what_was_paid_in_advance_is_given_back_at_a_change(shop: Shop) ->
         [("fixed", 1000), ("unused", -1500), ("credit", 500)],
         [("fixed", 2000), ("credit", -500)],
     ]
+
+
+async def test_the_end_of_a_fee_in_advance_is_given_back_once_beside_late_usage(shop: Shop) -> None:
+    held = await shop.subscribe("ahead")
+    await bill(shop, 1)
+    shop.now = day(2, 10)
+    await shop.call(end_subscription, "t", held, ended_at=day(2, 15), now=shop.now)
+    await shop.use("5", day(1, 20))
+    assert await bill(shop, 2) == [[("unused", -1500), ("adjustment", 500), ("credit", 1000)]]
+    shop.now = day(3, 2)
+    await shop.use("8", day(2, 3))
+    assert await shop.call(generate_closing_invoices, ["t"], now=shop.now) == [], "nothing to pay yet"
+    await shop.use("4", day(1, 3))
+    [closing] = await shop.call(generate_closing_invoices, ["t"], now=shop.now)
+    amounts = [(line[0], line[3]) for line in await shop.lines(closing.id)]
+    assert sorted(amounts) == [("adjustment", 400), ("adjustment", 800), ("credit", -1000)]
+    assert (closing.total_amount, await shop.pending()) == (200, [])
+    assert (await audit(shop.session_factory)).is_clean
 
 
 async def test_a_yearly_price_is_due_when_its_year_ends(shop: Shop) -> None:

@@ -1,4 +1,4 @@
-"""The catalog file: plans and prices as TOML, checked line by line and turned into frozen specifications.
+"""The catalog file: plans, prices and meters as TOML, checked line by line and turned into specifications.
 
 A pure parser: text in, ``Catalog`` out. Amounts are decimal strings in minor units, because a TOML number
 would be a binary float. Every error is an InvalidCatalog that begins with ``file:line:``.
@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from svc_infra.billing.catalog_entitlement import ALWAYS, EntitlementSpec, read_entitlement
+from svc_infra.billing.catalog_meter import MeterSpec, read_meter, refuse_unknown_dimension
 from svc_infra.billing.catalog_price import PriceSpec, read_price
 from svc_infra.billing.toml_lines import key_lines
 from svc_infra.billing.toml_table import KEY_LENGTH, NAME_LENGTH, Origin, Table, nearest
 from svc_infra.exceptions import InvalidCatalog
 
-__all__ = ["Catalog", "EntitlementSpec", "PlanSpec", "PriceSpec", "parse_catalog"]
+__all__ = ["Catalog", "EntitlementSpec", "MeterSpec", "PlanSpec", "PriceSpec", "parse_catalog"]
 
 _PLAN_KEYS = ("key", "name", "description", "default", "entitlements")
 
@@ -40,6 +41,7 @@ class Catalog:
 
     plans: tuple[PlanSpec, ...]
     prices: tuple[PriceSpec, ...]
+    meters: tuple[MeterSpec, ...] = ()
 
     @property
     def default_plan(self) -> PlanSpec | None:
@@ -58,12 +60,26 @@ def parse_catalog(text: str, source: str = "catalog.toml") -> Catalog:
     except RecursionError:
         raise InvalidCatalog(f"{source}:1: it is nested deeper than any catalog") from None
     root = Table(document, (), Origin(source, key_lines(text)))
-    root.refuse_unknown_keys(("plans", "prices"))
+    root.refuse_unknown_keys(("plans", "prices", "meters"))
+    meters = _meters(root)
     plans = tuple(_plan(table) for table in root.tables("plans"))
     prices = tuple(read_price(table) for table in root.tables("prices"))
     _check_plans(root, plans)
     _check_prices(root, plans, prices)
-    return Catalog(plans, prices)
+    for price, table in zip(prices, root.tables("prices"), strict=True):
+        refuse_unknown_dimension(meters, price.terms, table)
+    return Catalog(plans, prices, tuple(meters.values()))
+
+
+def _meters(root: Table) -> dict[str, MeterSpec]:
+    seen: dict[str, int] = {}
+    meters = {}
+    for table in root.tables("meters"):
+        spec = read_meter(table)
+        metric = spec.metering.metric
+        _refuse_repeated(seen, metric, table, f"the meter of {metric!r}", "metric")
+        meters[metric] = spec
+    return meters
 
 
 def _plan(table: Table) -> PlanSpec:

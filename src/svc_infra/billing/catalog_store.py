@@ -14,7 +14,9 @@ from svc_infra.billing.catalog_entitlement import ALWAYS
 from svc_infra.billing.catalog_prices import PriceChange, apply_prices, price_terms, version_start
 from svc_infra.billing.first_use import ready
 from svc_infra.billing.models import Plan, PlanEntitlement
+from svc_infra.billing.usage_meters import list_meters, register_meter
 from svc_infra.db.base import new_id
+from svc_infra.exceptions import InvalidCatalog, InvalidMeter
 
 __all__ = ["CatalogChanges", "apply_catalog", "default_plan", "price_terms"]
 
@@ -42,7 +44,7 @@ def apply_catalog(
     effective_on: date | None = None,
     is_retroactive: bool = False,
 ) -> CatalogChanges:
-    """Bring plans (by key), entitlements and prices (by plan, key and currency) to what the catalog says.
+    """Bring meters, plans, entitlements and prices (by plan, key and currency) to what the catalog says.
 
     A price that differs from the stored one becomes a new version of it, for what begins on ``effective_on``
     or later: by default the first day of the next month. Safe to run again and by several processes at once.
@@ -51,11 +53,12 @@ def apply_catalog(
 
     Raises:
         InvalidCatalog: ``effective_on`` has begun somewhere and ``is_retroactive`` is not set, or with the
-            prices that stay a metric would be billed twice; nothing is written.
+            prices that stay a metric would be billed twice, or a meter is fixed; nothing is written.
     """
     ready(session)
     _lock_catalog(session)
     changes = CatalogChanges()
+    _apply_meters(session, catalog, changes, now)
     plans = _apply_plans(session, catalog, changes, now)
     for spec in catalog.plans:
         _apply_entitlements(session, spec, plans[spec.key], changes, now)
@@ -77,6 +80,21 @@ def _lock_catalog(session: Session) -> None:
     """One apply at a time: the second one compares with what the first has committed."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(select(func.pg_advisory_xact_lock(_APPLY_LOCK)))
+
+
+def _apply_meters(session: Session, catalog: Catalog, changes: CatalogChanges, now: datetime) -> None:
+    """Meters that are as the file says are left alone: registering one holds up the recording of usage."""
+    known = {metering.metric: metering for metering in list_meters(session)} if catalog.meters else {}
+    for spec in catalog.meters:
+        name, before = f"meter of {spec.metering.metric}", known.get(spec.metering.metric)
+        if before == spec.metering:
+            changes.unchanged.append(name)
+            continue
+        try:
+            register_meter(session, spec.metering, now=now)
+        except InvalidMeter as error:
+            raise InvalidCatalog(f"{spec.place}: {error}") from error
+        (changes.created if before is None else changes.updated).append(name)
 
 
 def _apply_plans(

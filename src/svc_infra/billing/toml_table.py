@@ -34,8 +34,11 @@ class Table:
     def line(self, key: str | None = None) -> int:
         return line_of(self._origin.lines, self._path if key is None else (*self._path, key))
 
+    def place(self, key: str | None = None) -> str:
+        return f"{self._origin.source}:{self.line(key)}"
+
     def error(self, message: str, key: str | None = None) -> InvalidCatalog:
-        return InvalidCatalog(f"{self._origin.source}:{self.line(key)}: {message}")
+        return InvalidCatalog(f"{self.place(key)}: {message}")
 
     def refuse_unknown_keys(self, known: Sequence[str]) -> None:
         for key in self.values:

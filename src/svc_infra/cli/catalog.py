@@ -44,7 +44,8 @@ def catalog() -> None:
 def check(file: Path) -> None:
     """Check FILE without a database; the message of an error begins with the file and the line."""
     found = read_catalog(file)
-    click.echo(f"{file}: {len(found.plans)} plans and {len(found.prices)} prices, no errors")
+    meters = f" and {len(found.meters)} meters" if found.meters else ""
+    click.echo(f"{file}: {len(found.plans)} plans and {len(found.prices)} prices{meters}, no errors")
 
 
 @catalog.command()
@@ -67,7 +68,7 @@ def diff(
 def apply_file(
     settings: Settings, file: Path, starts_on: datetime | None, retroactive: bool, as_json: bool
 ) -> None:
-    """Bring plans, entitlements and prices to what FILE says, in one transaction.
+    """Bring meters, plans, entitlements and prices to what FILE says, in one transaction.
 
     A changed price is a new version: it counts for what begins on the given day or later, and what has begun
     keeps the old one. Safe to run again, and by several at once. What FILE does not mention stays as it is;

@@ -8,7 +8,11 @@ from decimal import Decimal
 import pytest
 
 from svc_infra.billing.catalog import parse_catalog
+from svc_infra.billing.metering import Metering, QuantityRounding
+from svc_infra.billing.meters import Meter
+from svc_infra.billing.money import RoundingMode
 from svc_infra.billing.rating import PackageRounding, PriceTerms, Tier, ZeroUsagePolicy
+from svc_infra.billing.units import Operation, UnitConversion
 from svc_infra.exceptions import InvalidCatalog
 
 PRICE = '[[prices]]\nkey = "calls"\ncurrency = "usd"\nmetric = "calls"\nunit_amount = "1"\n'
@@ -115,3 +119,46 @@ def test_the_parts_of_a_model_belong_to_it(model: str, parts: str, complaint: st
     with pytest.raises(InvalidCatalog) as caught:
         parse_catalog(model_price(model, parts), "prices.toml")
     assert str(caught.value).removeprefix("prices.toml:").startswith(complaint)
+
+
+METER = (
+    '[[meters]]\nmetric = "bytes"\nmeter = "sum"\ndimensions = ["model", "region"]\n'
+    'conversion = { operation = "divide", factor = "1000", rounding = "ceil", places = 1 }\n'
+    "rounding = { places = 0 }\n"
+)
+FILTERED = PRICE.replace('metric = "calls"', 'metric = "bytes"') + 'filter = { model = "gpt" }\n'
+
+
+def test_a_catalog_may_say_what_is_made_of_a_metrics_events() -> None:
+    unique = '[[meters]]\nmetric = "users"\nmeter = "unique_count"\nunique_key = "user"\n'
+    [first, second] = parse_catalog(METER + unique + FILTERED).meters
+    assert first.metering == Metering(
+        "bytes",
+        dimensions=("model", "region"),
+        conversion=UnitConversion(Operation.DIVIDE, Decimal(1000), RoundingMode.CEIL, 1),
+        rounding=QuantityRounding(),
+    )
+    assert (second.metering, second.place) == (
+        Metering("users", Meter.UNIQUE_COUNT, "user"),
+        "catalog.toml:8",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (METER.replace('"sum"', '"summ"'), r":3: meter 'summ' is not known; did you mean 'sum'"),
+        (
+            METER.replace('meter = "sum"', 'meter = "unique_count"'),
+            r":1: metric 'bytes': a unique_count needs",
+        ),
+        (METER.replace("dimensions", "dimension"), r":4: unknown key 'dimension'; did you mean 'dimensions'"),
+        (METER.replace('factor = "1000"', "factor = 1000"), r":5: factor must be a decimal string"),
+        (METER.replace("places = 0", 'mode = "up", places = 99'), r":6: places must be -26 to 12"),
+        (METER + METER, r":8: the meter of 'bytes' is stated twice; the first is on line 2"),
+        (METER + FILTERED.replace("model", "modle"), r":12: 'modle' is no dimension .* did you mean 'model'"),
+    ],
+)
+def test_a_meter_that_cannot_be_is_refused_with_its_line(text: str, error: str) -> None:
+    with pytest.raises(InvalidCatalog, match=error):
+        parse_catalog(text)
