@@ -28,23 +28,26 @@ from svc_infra.db.session import make_session_factory
 from svc_infra.exceptions import InvalidSettings
 from svc_infra.jobs.handlers import Handlers
 from svc_infra.jobs.job import JobState
+from svc_infra.jobs.lookout import RARELY_SECONDS, Lookout
 from svc_infra.jobs.maintenance import Maintenance
 from svc_infra.jobs.schedule_store import SqlScheduleStore
 from svc_infra.jobs.scheduler import Schedule, Scheduler
 from svc_infra.jobs.sql import SqlJobQueue
+from svc_infra.jobs.statements import any_due as jobs_due
 from svc_infra.jobs.stored_schedules import added_schedules, make_schedule
 from svc_infra.jobs.worker import Worker
 from svc_infra.webhooks.catalogue import TopicCatalogue
 from svc_infra.webhooks.deliverer import Deliverer
 from svc_infra.webhooks.delivery import RetrySchedule
 from svc_infra.webhooks.dialer import Dialer
+from svc_infra.webhooks.due_deliveries import any_due as deliveries_due
 from svc_infra.webhooks.egress import EgressProxy, ProxyDialer
 from svc_infra.webhooks.endpoint_rules import endpoint_rules, key_ring
 from svc_infra.webhooks.endpoints import SqlWebhookEndpoints
 from svc_infra.webhooks.guard import PublicAddresses, UrlPolicy
 from svc_infra.webhooks.operational import operational_topics
 from svc_infra.webhooks.pool import ConnectionPool
-from svc_infra.webhooks.relay import Relay
+from svc_infra.webhooks.relay import Relay, any_pending
 from svc_infra.webhooks.retention import Retention
 from svc_infra.webhooks.sealing import KeyRing
 from svc_infra.webhooks.sending import Sender
@@ -94,7 +97,7 @@ class Runtime:
         self.relay = Relay(
             self.session_factory,
             self.clock,
-            poll_seconds=settings.webhooks.poll_seconds,
+            poll_seconds=max(settings.webhooks.poll_seconds, RARELY_SECONDS),
             deliverer=self.deliverer,
             is_listening=not settings.database.behind_transaction_pooler,
         )
@@ -109,6 +112,7 @@ class Runtime:
         self._stripe = self._stripe_provider(application)
         self.handlers = self._handlers(application)
         self.worker = self._worker()
+        self._lookouts = self._make_lookouts()
         self.scheduler = Scheduler(
             SqlScheduleStore(self.session_factory),
             [*default_schedules(settings), *application.schedules],
@@ -124,6 +128,8 @@ class Runtime:
     async def run(self, stop: asyncio.Event) -> None:
         """Run until ``stop`` is set, then end each part gracefully."""
         async with asyncio.TaskGroup() as parts:
+            for lookout in self._lookouts:
+                parts.create_task(lookout.run(stop))
             parts.create_task(self.worker.run(stop))
             if self.settings.scheduler.is_enabled:
                 parts.create_task(self.scheduler.run(stop, poll_seconds=self.settings.scheduler.poll_seconds))
@@ -196,7 +202,7 @@ class Runtime:
             send_seconds=webhooks.timeout_seconds,
             in_flight=webhooks.in_flight,
             per_endpoint=webhooks.in_flight_per_endpoint,
-            poll_seconds=webhooks.poll_seconds,
+            poll_seconds=max(webhooks.poll_seconds, RARELY_SECONDS),
             keys=keys,
         )
 
@@ -213,6 +219,20 @@ class Runtime:
             on_queued=self.deliverer.wake,
         )
 
+    def _make_lookouts(self) -> Sequence[Lookout]:
+        """One for jobs and webhooks, or two where the settings have them polled at different times."""
+        watched = (
+            (self.settings.worker.poll_seconds, jobs_due(), self.worker.wake),
+            (self.settings.webhooks.poll_seconds, any_pending(), self.relay.wake),
+            (self.settings.webhooks.poll_seconds, deliveries_due(), self.deliverer.wake),
+        )
+        lookouts: dict[float, Lookout] = {}
+        for poll_seconds, query, wake in watched:
+            if poll_seconds not in lookouts:
+                lookouts[poll_seconds] = Lookout(self.session_factory, self.clock, poll_seconds=poll_seconds)
+            lookouts[poll_seconds].watch(query, wake)
+        return list(lookouts.values())
+
     def _worker(self) -> Worker:
         worker = self.settings.worker
         is_sqlite = self.engine.dialect.name == "sqlite"
@@ -223,7 +243,7 @@ class Runtime:
             # SQLite has one writer: more transactions at once would only wait for it.
             concurrency=1 if is_sqlite else worker.concurrency,
             lease_seconds=worker.lease_seconds,
-            poll_seconds=worker.poll_seconds,
+            poll_seconds=max(worker.poll_seconds, RARELY_SECONDS),
             grace_seconds=worker.grace_seconds,
             is_listening=not self.settings.database.behind_transaction_pooler,
             maintenance=Maintenance(self.queue, clock=self.clock, retention=_retention(worker)),

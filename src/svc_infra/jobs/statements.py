@@ -136,6 +136,11 @@ def is_claimable(filters: ClaimFilters, jobs: FromClause = jobs) -> list[ColumnE
     return is_due
 
 
+def any_due() -> Select[Any]:
+    """A job that is due at ``now``, whoever may run it."""
+    return select(jobs.c.id).where(in_state(jobs, JobState.AVAILABLE.value), jobs.c.run_at <= _now())
+
+
 # A key that ends with the start is given up for good: the job may come back to available.
 AT_START = {
     "unique_key": case(

@@ -97,7 +97,7 @@ class Relay:
         """Relay one batch and return how many messages it had; 0 means that none is pending."""
         now = self._clock.now()
         has_news, self._has_news = self._has_news, False
-        if not has_news and not await finds_any(self._session_factory, _any_pending()):
+        if not has_news and not await finds_any(self._session_factory, any_pending()):
             return 0
         if self._deliverer is None:
             async with self._session_factory.begin() as session:
@@ -232,7 +232,8 @@ def _bodies_of(session: Session, dialect: str, message_ids: Sequence[str]) -> di
 
 
 @cache
-def _any_pending() -> Select[Any]:
+def any_pending() -> Select[Any]:
+    """A message that is to be relayed."""
     return select(_MESSAGES.c.id).where(_is_pending()).limit(1)
 
 
