@@ -21,7 +21,6 @@ from sqlalchemy import (
     Table,
     Update,
     bindparam,
-    delete,
     false,
     literal,
     null,
@@ -38,7 +37,7 @@ from svc_infra.billing.meters import Meter
 from svc_infra.billing.money import MONEY_CONTEXT
 from svc_infra.billing.periods import Period
 from svc_infra.billing.usage_changes import leave_notes
-from svc_infra.billing.usage_days import DayKey, day_key, dirty_days
+from svc_infra.billing.usage_days import DayKey, day_key, delete_of_days, dirty_days
 from svc_infra.billing.usage_dimensions import day_totals, replace_days
 from svc_infra.billing.usage_meters import meterings_of
 from svc_infra.billing.usage_models import (
@@ -263,12 +262,7 @@ def _insert_or_lock(dialect: str) -> Insert:
 
 @cache
 def _consume_marks(dialect: str) -> Delete:
-    # An alias, or the subquery would mean the row that is being deleted and be run for each.
-    days, mark = _KEYS.table(dialect), _MARK.alias("consumed").c
-    consumed = select(mark.id).where(
-        mark.tenant_id == days.c.tenant_id, mark.metric == days.c.metric, mark.day_start == days.c.day_start
-    )
-    return delete(_MARK).where(_MARK.c.id.in_(consumed))
+    return delete_of_days(_MARK, _KEYS.table(dialect))
 
 
 @cache

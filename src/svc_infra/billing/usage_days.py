@@ -6,7 +6,20 @@ from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import CompoundSelect, Select, Table, bindparam, false, literal, select, tuple_, union
+from sqlalchemy import (
+    CompoundSelect,
+    Delete,
+    FromClause,
+    Select,
+    Table,
+    bindparam,
+    delete,
+    false,
+    literal,
+    select,
+    tuple_,
+    union,
+)
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.periods import Period
@@ -56,6 +69,16 @@ def any_mark() -> Select[Any]:
 def day_key(row: Any) -> DayKey:
     """The day of a row of marks or totals."""
     return DayKey(row.tenant_id, row.metric, Period(row.day_start, row.day_end))
+
+
+def delete_of_days(table: Table, days: FromClause) -> Delete:
+    """Delete the rows of a table that are of one of these days, by tenant, metric and ``day_start``."""
+    # An alias, or the subquery would mean the row that is being deleted and be run for each.
+    row = table.alias("of_days").c
+    gone = select(row.id).where(
+        row.tenant_id == days.c.tenant_id, row.metric == days.c.metric, row.day_start == days.c.day_start
+    )
+    return delete(table).where(table.c.id.in_(gone))
 
 
 @cache

@@ -21,7 +21,6 @@ from sqlalchemy import (
     Subquery,
     Table,
     bindparam,
-    delete,
     func,
     insert,
     literal,
@@ -38,6 +37,7 @@ from sqlalchemy.types import Text
 from svc_infra.billing.columns import MetricText, TenantText
 from svc_infra.billing.metering import Metering
 from svc_infra.billing.meters import Meter
+from svc_infra.billing.usage_days import delete_of_days
 from svc_infra.billing.usage_models import (
     ArchivedUsage,
     UsageCorrection,
@@ -110,12 +110,7 @@ def reduced(meter: Meter, row: Any) -> ColumnElement[Any]:
 
 @cache
 def _delete_days(dialect: str) -> Delete:
-    # An alias, or the subquery would mean the row that is being deleted and be run for each.
-    days, old = DAYS.table(dialect), _STORED.alias("replaced").c
-    replaced = select(old.id).where(
-        old.tenant_id == days.c.tenant_id, old.metric == days.c.metric, old.day_start == days.c.day_start
-    )
-    return delete(_STORED).where(_STORED.c.id.in_(replaced))
+    return delete_of_days(_STORED, DAYS.table(dialect))
 
 
 @cache
