@@ -14,7 +14,8 @@ from svc_infra.jobs.loop import run_loop
 from svc_infra.jobs.queue import JobQueue
 from svc_infra.jobs.sql import SqlJobQueue
 
-# Jobs that were enqueued with a limit although their kind has none are else looked for where no other is due.
+# Jobs that were enqueued with a limit although their kind has none come first so often while others keep
+# coming; else they are looked for where no others are due.
 _LIMITS_FIRST_SECONDS = 2.0
 
 
@@ -48,7 +49,7 @@ class Claimer:
         self._wake = asyncio.Event()
         self._wake_for_turns = asyncio.Event()
         self._wakes_for_turns_at = 0.0
-        self._limits_first_at = 0.0
+        self._has_found_since: float | None = None
 
     def wake(self) -> None:
         """Claim now instead of at the next poll."""
@@ -132,7 +133,8 @@ class Claimer:
 
     async def _claim_of(self, names: Collection[str], room: int) -> list[Job]:
         now = asyncio.get_running_loop().time()
-        is_time_for_limits = now >= self._limits_first_at
+        since = self._has_found_since
+        is_time_for_limits = since is not None and now - since >= _LIMITS_FIRST_SECONDS
         jobs = await self._queue.claim(
             room,
             names=names,
@@ -143,8 +145,10 @@ class Claimer:
             lease_seconds=self._lease_seconds,
         )
         # A claim that found nothing has looked for those with a limit.
-        if is_time_for_limits or not jobs:
-            self._limits_first_at = now + _LIMITS_FIRST_SECONDS
+        if not jobs:
+            self._has_found_since = None
+        elif since is None or is_time_for_limits:
+            self._has_found_since = now
         return jobs
 
     async def _claim_turns_of(self, lane: Lane) -> bool:
