@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from sqlalchemy import Subquery, and_, desc, literal_column, text
+from sqlalchemy import Subquery, Update, and_, bindparam, desc, literal_column, or_, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import Select
@@ -26,6 +26,7 @@ from svc_infra.jobs import (
     lane,
     limited_claim,
     lines,
+    rows,
     schedule_store,
     sql,
     statements,
@@ -79,10 +80,20 @@ def by_id_alone(table: Any, claims: Any, *, running: str) -> Any:
     return and_(table.c.id == claims.c.id, leases.in_state(table, running))
 
 
+def complete_by_id_alone() -> Update:
+    """The same for the statement that completes one job."""
+    job = statements.jobs.c
+    any_lease = or_(job.lease_id == bindparam("lease"), job.lease_id.is_not(None))
+    completed = update(statements.jobs).where(job.id == bindparam("job_id"), any_lease)
+    ended = {"state": "completed", "finished_at": bindparam("now"), "lease_id": None, "lease_until": None}
+    return completed.values(**ended).returning(job.id)
+
+
 @pytest.fixture
 def no_fence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "is_held", by_id_alone)
     monkeypatch.setattr(statements, "is_held", by_id_alone)
+    monkeypatch.setattr(rows, "complete_one_statement", complete_by_id_alone)
 
 
 @pytest.mark.usefixtures("no_fence")
