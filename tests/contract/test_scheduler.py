@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from svc_infra import failpoints
@@ -19,6 +19,7 @@ from svc_infra.jobs.easy import easy_jobs
 from svc_infra.jobs.schedule_store import SqlScheduleStore
 from svc_infra.jobs.scheduler import Schedule, Scheduler
 from tests.contract.queue_contract import Sessions
+from tests.contract.seen_statements import statements
 
 START = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -170,14 +171,9 @@ async def test_nothing_is_asked_of_the_database_while_nothing_is_due(
 ) -> None:
     scheduler = Scheduler(SqlScheduleStore(session_factory), [hourly(), hourly("other")], clock=clock)
     await scheduler.tick()
-    asked: list[str] = []
-
-    def note(connection: Any, cursor: Any, sql: str, *rest: Any) -> None:
-        asked.append(sql)
-
-    event.listen(engine.sync_engine, "before_cursor_execute", note)
     clock.advance(HOUR / 4)
-    assert await scheduler.tick() == 0
+    with statements(engine) as asked:
+        assert await scheduler.tick() == 0
     assert asked == []
 
 

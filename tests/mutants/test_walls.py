@@ -10,13 +10,14 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from sqlalchemy import Subquery, Update, and_, bindparam, desc, literal_column, or_, text, update
+from sqlalchemy import Subquery, and_, desc, literal_column, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import Select
 
 from svc_infra.clock import FixedClock
 from svc_infra.db import leases
+from svc_infra.db import session as db_session
 from svc_infra.exceptions import LeaseLost
 from svc_infra.jobs import (
     Handlers,
@@ -26,7 +27,6 @@ from svc_infra.jobs import (
     lane,
     limited_claim,
     lines,
-    rows,
     schedule_store,
     sql,
     statements,
@@ -80,20 +80,10 @@ def by_id_alone(table: Any, claims: Any, *, running: str) -> Any:
     return and_(table.c.id == claims.c.id, leases.in_state(table, running))
 
 
-def complete_by_id_alone() -> Update:
-    """The same for the statement that completes one job."""
-    job = statements.jobs.c
-    any_lease = or_(job.lease_id == bindparam("lease"), job.lease_id.is_not(None))
-    completed = update(statements.jobs).where(job.id == bindparam("job_id"), any_lease)
-    ended = {"state": "completed", "finished_at": bindparam("now"), "lease_id": None, "lease_until": None}
-    return completed.values(**ended).returning(job.id)
-
-
 @pytest.fixture
 def no_fence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "is_held", by_id_alone)
     monkeypatch.setattr(statements, "is_held", by_id_alone)
-    monkeypatch.setattr(rows, "complete_one_statement", complete_by_id_alone)
 
 
 @pytest.mark.usefixtures("no_fence")
@@ -179,7 +169,7 @@ async def test_a_commit_keeps_cancellations_out(
 
     # Of a plain job the writer that is not the job's own task is a wall as well.
     monkeypatch.setattr(Completions, "finish", finish_in_the_job_s_own_task)
-    for module in (attempts, sql):
+    for module in (attempts, sql, db_session):
         monkeypatch.setattr(module, "commit", bare)
     body = test_executor.test_a_commit_is_not_cancelled
     # The contract test undoes its own patches, and not ours.

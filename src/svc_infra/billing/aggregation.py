@@ -11,11 +11,9 @@ from typing import Any, NamedTuple, cast
 
 from sqlalchemy import (
     Boolean,
-    DateTime,
     Delete,
     FromClause,
     Insert,
-    Integer,
     ScalarSelect,
     Select,
     Table,
@@ -32,12 +30,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from svc_infra.billing.columns import MetricText, TenantText
+from svc_infra.billing.columns import TenantText
 from svc_infra.billing.meters import Meter
 from svc_infra.billing.money import MONEY_CONTEXT
 from svc_infra.billing.periods import Period
 from svc_infra.billing.usage_changes import leave_notes
-from svc_infra.billing.usage_days import DayKey, day_key, delete_of_days, dirty_days
+from svc_infra.billing.usage_days import AGGREGATED_DAYS, DayKey, day_key, delete_of_days, dirty_days
 from svc_infra.billing.usage_dimensions import day_totals, replace_days
 from svc_infra.billing.usage_meters import meterings_of
 from svc_infra.billing.usage_models import (
@@ -71,15 +69,6 @@ _EVENT, _ARCHIVE, _CORRECTION, _MARK, _AGGREGATE, _METER = (
     for model in (UsageEvent, ArchivedUsage, UsageCorrection, UsageDirtyDay, UsageAggregate, UsageMeter)
 )
 
-_KEYS = Rowset(
-    "days",
-    position=Integer,
-    tenant_id=TenantText,
-    metric=MetricText,
-    day_start=DateTime(timezone=True),
-    day_end=DateTime(timezone=True),
-    aggregate_id=IdText,
-)
 _TOTALS = Rowset("totals", tenant_id=TenantText, aggregate_id=IdText, total=Quantity(50))
 _TENANTS = Rowset("tenants_asked", tenant_id=TenantText)
 
@@ -136,7 +125,7 @@ def recompute(
         (position, key.tenant_id, key.metric, key.day.start, key.day.end, new_id())
         for position, key in enumerate(ordered)
     ]
-    parameters = _KEYS.parameters(dialect, rows)
+    parameters = AGGREGATED_DAYS.parameters(dialect, rows)
     connection.execute(_insert_or_lock(dialect), {**parameters, "now": now})
     connection.execute(_consume_marks(dialect), parameters)
     if leaves_notes:
@@ -208,7 +197,7 @@ def _recomputed(session: Session, keys: Sequence[DayKey], rows: Sequence[tuple[A
     plain = [row for row in rows if meterings[row[2]].is_plain]
     totals: dict[int, DayTotal] = {}
     if plain:
-        for found in connection.execute(_sum(dialect), _KEYS.parameters(dialect, plain)):
+        for found in connection.execute(_sum(dialect), AGGREGATED_DAYS.parameters(dialect, plain)):
             total = found.recorded or _ZERO
             if found.archived is not None:
                 total = MONEY_CONTEXT.add(total, found.archived)
@@ -223,7 +212,7 @@ def _recomputed(session: Session, keys: Sequence[DayKey], rows: Sequence[tuple[A
         days = [row[:-1] for row in of_metric]
         replace_days(session, meterings[metric], days)
         measured = day_totals(session, meterings[metric].meter, days)
-        for found in connection.execute(_stored(dialect), _KEYS.parameters(dialect, of_metric)):
+        for found in connection.execute(_stored(dialect), AGGREGATED_DAYS.parameters(dialect, of_metric)):
             totals[found.position] = _compared(keys[found.position], found, measured[found.position])
     return [totals[position] for position in range(len(keys))]
 
@@ -236,7 +225,7 @@ def _compared(key: DayKey, row: Any, recomputed: Decimal | None) -> DayTotal:
 
 @cache
 def _insert_or_lock(dialect: str) -> Insert:
-    days = _KEYS.table(dialect)
+    days = AGGREGATED_DAYS.table(dialect)
     values = {
         "id": days.c.aggregate_id,
         "tenant_id": days.c.tenant_id,
@@ -262,14 +251,14 @@ def _insert_or_lock(dialect: str) -> Insert:
 
 @cache
 def _consume_marks(dialect: str) -> Delete:
-    return delete_of_days(_MARK, _KEYS.table(dialect))
+    return delete_of_days(_MARK, AGGREGATED_DAYS.table(dialect))
 
 
 @cache
 def _sum(dialect: str) -> Select[Any]:
     # What was recorded, and of that what was corrected: to look up every event among the corrections instead
     # costs as much again as to add them up. One statement, so that both are seen at one instant.
-    days = _KEYS.table(dialect)
+    days = AGGREGATED_DAYS.table(dialect)
     sums = {"recorded": _EVENT, "archived": _ARCHIVE, "corrected": _CORRECTION}
     return _stored_of(days).add_columns(*(_sum_in_day(days, table.c).label(n) for n, table in sums.items()))
 
@@ -291,7 +280,7 @@ def _sum_in_day(days: FromClause, row: Any) -> ScalarSelect[Any]:
 
 @cache
 def _stored(dialect: str) -> Select[Any]:
-    return _stored_of(_KEYS.table(dialect))
+    return _stored_of(AGGREGATED_DAYS.table(dialect))
 
 
 def _stored_of(days: FromClause) -> Select[Any]:

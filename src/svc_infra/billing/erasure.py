@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, delete, func, select, text
+from sqlalchemy import CursorResult, delete, func, select
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.first_use import ready
 from svc_infra.billing.invoice_models import UsageChange
 from svc_infra.billing.tenant_lock import lock_tenants
+from svc_infra.billing.usage_lock import hold_back_usage
 from svc_infra.billing.usage_models import (
     ArchivedUsage,
     TenantErasure,
@@ -68,9 +69,8 @@ def erase_tenant(session: Session, tenant_id: str, *, reason: str, actor: str, n
     """
     ready(session)
     lock_tenants(session, [tenant_id], now=now)
-    if session.get_bind().dialect.name == "postgresql":
-        # Waits for the ingestion under way; what comes after it waits for us and then sees the row below.
-        session.execute(text("LOCK TABLE usage_events IN SHARE ROW EXCLUSIVE MODE"))
+    # What is recorded after it waits for us, and then sees the row below.
+    hold_back_usage(session)
     session.merge(TenantErasure(tenant_id=tenant_id, reason=reason, actor=actor, erased_at=now, rows={}))
     session.flush()
     rows = {}

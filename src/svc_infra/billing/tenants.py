@@ -8,12 +8,13 @@ from datetime import UTC, datetime, tzinfo
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, exists, or_, select, text
+from sqlalchemy import Select, exists, or_, select
 from sqlalchemy.orm import Session
 
 from svc_infra.billing.models import Invoice, Subscription, Tenant, UsageEvent
 from svc_infra.billing.periods import zone
 from svc_infra.billing.tenant_lock import lock_tenants
+from svc_infra.billing.usage_lock import hold_back_usage
 from svc_infra.db.base import TENANT_ID_LENGTH
 from svc_infra.db.rowset import Rowset
 from svc_infra.exceptions import InvalidPeriod, InvalidSettings
@@ -121,10 +122,9 @@ def _check(settings: TenantSettings) -> None:
 
 
 def _refuse_if_billed(session: Session, tenant_id: str, current: str) -> None:
-    if session.get_bind().dialect.name == "postgresql":
-        # Waits for the ingestion under way. Whoever records usage reads the zone after its insert, which
-        # now waits for us: so either we see its events or it sees our zone.
-        session.execute(text("LOCK TABLE usage_events IN SHARE ROW EXCLUSIVE MODE"))
+    # Whoever records usage reads the zone after its insert, which now waits for us: so either we see its
+    # events or it sees our zone.
+    hold_back_usage(session)
     bound_to_its_days = (
         exists().where(model.tenant_id == tenant_id) for model in (UsageEvent, Invoice, Subscription)
     )

@@ -27,7 +27,7 @@ from svc_infra.billing.usage_rejections import keep_rejections
 from svc_infra.db.after_commit import call_after_commit
 from svc_infra.db.base import IdText, new_id
 from svc_infra.db.rowset import Rowset
-from svc_infra.db.session import commit, commit_each_statement
+from svc_infra.db.session import by_statements, commit
 from svc_infra.exceptions import InvalidUsage
 
 __all__ = ["NewUsage", "RecordedUsage", "UsageLimits", "quantity", "record_alone", "record_many"]
@@ -97,13 +97,10 @@ async def record_alone(
     def record(session: Session) -> list[RecordedUsage] | None:
         if session.get_bind().dialect.name != "postgresql":
             return record_many(session, events, now=now, limits=limits)
-        commit_each_statement(session)
         has_refused = bool(_reasons_to_refuse(session, events, limits, now))
         return None if has_refused else _record(session, events, {}, now, only_whole=True)
 
-    async with session_factory() as session:
-        recorded = await session.run_sync(record)
-        await commit(session)
+    recorded = await by_statements(session_factory, record)
     if recorded is None:
         async with session_factory() as session:
             recorded = await session.run_sync(record_many, events, now=now, limits=limits)

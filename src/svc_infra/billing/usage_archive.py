@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import structlog
 from sqlalchemy import (
     ColumnElement,
-    DateTime,
     Delete,
     Insert,
     Integer,
@@ -35,8 +34,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from svc_infra.billing.columns import MetricText, TenantText
+from svc_infra.billing.columns import TenantText
 from svc_infra.billing.invoice_models import Invoice, UsageChange
+from svc_infra.billing.usage_days import AGGREGATED_DAYS
+from svc_infra.billing.usage_lock import hold_back_usage
 from svc_infra.billing.usage_models import ArchivedUsage, UsageAggregate, UsageDirtyDay, UsageEvent
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.db.base import IdText, UtcDateTime
@@ -49,7 +50,7 @@ DAYS_AT_A_TIME = 500
 EVENTS_AT_A_TIME = 5_000
 _POLL_SECONDS = 3_600.0
 # Whoever records usage waits behind us for the table, so that we must not wait for long ourselves.
-_LOCK = ("SET LOCAL lock_timeout = '1s'", "LOCK TABLE usage_events IN SHARE ROW EXCLUSIVE MODE")
+_NO_LONG_WAIT = text("SET LOCAL lock_timeout = '1s'")
 
 Place: TypeAlias = tuple[datetime, str, str]
 """Where a walk through the days has come to: the day's start, its tenant, the aggregate's id."""
@@ -58,15 +59,6 @@ _EVENT, _ARCHIVE, _DAY = (
     cast("Table", model.__table__) for model in (UsageEvent, ArchivedUsage, UsageAggregate)
 )
 _COLUMNS = [column.name for column in _EVENT.columns]
-_DAYS = Rowset(
-    "archived_days",
-    position=Integer,
-    tenant_id=TenantText,
-    metric=MetricText,
-    day_start=DateTime(timezone=True),
-    day_end=DateTime(timezone=True),
-    aggregate_id=IdText,
-)
 _CHOSEN = Rowset("chosen_events", tenant_id=TenantText, id=IdText)
 
 
@@ -97,8 +89,8 @@ def archive_usage(
         return Archived(0, 0, None)
     dialect = session.get_bind().dialect.name
     if dialect == "postgresql":
-        for statement in _LOCK:
-            session.execute(text(statement))
+        session.execute(_NO_LONG_WAIT)
+    hold_back_usage(session)
     locked = set(session.scalars(_locked([(day.tenant_id, day.id) for day in days], before)))
     rows = [
         (at, day.tenant_id, day.metric, day.period_start, day.period_end, day.id)
@@ -109,7 +101,7 @@ def archive_usage(
     place = None if len(days) < DAYS_AT_A_TIME else (last.period_start, last.tenant_id, last.id)
     if not rows:
         return Archived(0, 0, place)
-    parameters = _DAYS.parameters(dialect, rows)
+    parameters = AGGREGATED_DAYS.parameters(dialect, rows)
     chosen = session.connection().execute(_choose(dialect), {**parameters, "limit": limit}).all()
     if chosen:
         events = _CHOSEN.parameters(dialect, [tuple(each) for each in chosen])
@@ -195,7 +187,7 @@ def _may_be_archived(before: datetime) -> list[ColumnElement[bool]]:
 
 @cache
 def _choose(dialect: str) -> Select[Any]:
-    days, event = _DAYS.table(dialect), _EVENT.c
+    days, event = AGGREGATED_DAYS.table(dialect), _EVENT.c
     of_day = select(event.tenant_id, event.id).where(
         event.tenant_id == days.c.tenant_id,
         event.metric == days.c.metric,
@@ -230,7 +222,7 @@ def _delete(dialect: str) -> Delete:
 @cache
 def _close(dialect: str) -> ReturningUpdate[Any]:
     """Note the days that have no event left."""
-    days, event = _DAYS.table(dialect), _EVENT.c
+    days, event = AGGREGATED_DAYS.table(dialect), _EVENT.c
     left = select(literal(1)).where(
         event.tenant_id == _DAY.c.tenant_id,
         event.metric == _DAY.c.metric,

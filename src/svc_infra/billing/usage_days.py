@@ -8,8 +8,10 @@ from typing import Any, NamedTuple, cast
 
 from sqlalchemy import (
     CompoundSelect,
+    DateTime,
     Delete,
     FromClause,
+    Integer,
     Select,
     Table,
     bindparam,
@@ -22,12 +24,24 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
+from svc_infra.billing.columns import MetricText, TenantText
 from svc_infra.billing.periods import Period
 from svc_infra.billing.usage_models import UsageAggregate, UsageDirtyDay
-from svc_infra.db.base import UtcDateTime
+from svc_infra.db.base import IdText, UtcDateTime
+from svc_infra.db.rowset import Rowset
 
 # Their tables, not the entities: statements on these go past the unit of work.
 _MARK, _AGGREGATE = (cast("Table", model.__table__) for model in (UsageDirtyDay, UsageAggregate))
+AGGREGATED_DAYS = Rowset(
+    "days",
+    position=Integer,
+    tenant_id=TenantText,
+    metric=MetricText,
+    day_start=DateTime(timezone=True),
+    day_end=DateTime(timezone=True),
+    aggregate_id=IdText,
+)
+"""Days with their places in the caller's order and the ids of their stored totals."""
 # So many marks are looked through for the days of a batch; busy days have many each.
 _MARKS_PER_DAY = 20
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from svc_infra.billing.columns import METRIC_LENGTH
 from svc_infra.billing.first_use import ready
 from svc_infra.billing.metering import Metering
+from svc_infra.billing.usage_lock import hold_back_usage
 from svc_infra.billing.usage_models import UsageAggregate, UsageDirtyDay, UsageMeter
 from svc_infra.exceptions import InvalidMeter
 
@@ -29,9 +30,9 @@ def register_meter(session: Session, metering: Metering, *, now: datetime) -> bo
     if not 0 < len(metering.metric) <= METRIC_LENGTH:
         raise InvalidMeter(f"a metric has 1 to {METRIC_LENGTH} characters, got {metering.metric!r:.80}")
     if session.get_bind().dialect.name == "postgresql":
-        # Waits for the ingestion under way, and makes a second registration wait for this one.
+        # A second registration waits for this one.
         session.execute(text("LOCK TABLE usage_meters IN SHARE ROW EXCLUSIVE MODE"))
-        session.execute(text("LOCK TABLE usage_events IN SHARE ROW EXCLUSIVE MODE"))
+    hold_back_usage(session)
     row = session.get(UsageMeter, metering.metric, populate_existing=True)
     old = Metering(metering.metric) if row is None else _metering(row)
     if row is not None and old == metering:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import Select, event, make_url
@@ -20,6 +20,7 @@ from svc_infra.db.sqlite_connection import SqliteConnection
 from svc_infra.exceptions import InvalidSettings
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 SQLITE_BUSY_TIMEOUT_SECONDS = 60
 _READS = "svc_infra_reads"
@@ -142,17 +143,24 @@ def commit_each_statement(session: Session) -> None:
         session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
 
 
+async def by_statements(session_factory: Callable[[], AsyncSession], work: Callable[[Session], T]) -> T:
+    """Run ``work``, which needs no transaction, as in ``commit_each_statement``, in a session of its own."""
+    async with session_factory() as session:
+        await session.run_sync(commit_each_statement)
+        result = await session.run_sync(work)
+        await commit(session)
+        return result
+
+
 async def finds_any(
     session_factory: Callable[[], AsyncSession],
     query: Select[Any],
     parameters: Mapping[str, Any] | None = None,
 ) -> bool:
     """Whether ``query`` finds a row: what an idle loop asks, in one statement, before a transaction."""
-    async with session_factory() as session:
-        await session.run_sync(commit_each_statement)
-        found = (await session.execute(query, parameters or {})).first() is not None
-        await session.commit()
-        return found
+    return await by_statements(
+        session_factory, lambda session: session.execute(query, parameters or {}).first() is not None
+    )
 
 
 def wal_is_safe(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -> bool:

@@ -156,8 +156,9 @@ class Claimer:
         lane.wants_turns = not room
         if not isinstance(self._queue, SqlJobQueue) or not room:
             return False
-        if lane.seconds_to_look(loop.time()) > 0:
-            self._look_in(lane.seconds_to_look(loop.time()))
+        wait_seconds = lane.seconds_to_look(loop.time())
+        if wait_seconds > 0:
+            self._look_in(wait_seconds)
             return False
         lane.has_news = False
         jobs = await self._queue.claim_in_turn(

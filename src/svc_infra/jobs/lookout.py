@@ -15,7 +15,7 @@ from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.clock import Clock
-from svc_infra.db.session import commit_each_statement
+from svc_infra.db.session import by_statements
 from svc_infra.jobs.loop import run_loop
 
 RARELY_SECONDS = 5.0
@@ -42,12 +42,12 @@ class Lookout:
 
     async def look(self) -> None:
         """Look once, by one statement."""
-        if self._statement is None:
+        statement, now = self._statement, {"now": self._clock.now()}
+        if statement is None:
             return
-        async with self._session_factory() as session:
-            await session.run_sync(commit_each_statement)
-            found = (await session.execute(self._statement, {"now": self._clock.now()})).one()
-            await session.commit()
+        found = await by_statements(
+            self._session_factory, lambda session: session.execute(statement, now).one()
+        )
         for (_, wake), one in zip(self._watched, found, strict=True):
             if one is not None:
                 wake()

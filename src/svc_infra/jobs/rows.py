@@ -24,7 +24,6 @@ from svc_infra.jobs.statements import (
     cancel_unstarted,
     cancellations_statement,
     claim_by,
-    complete_one_statement,
     complete_statement,
     extend_leases,
     finish_statement,
@@ -133,14 +132,11 @@ def claimed_jobs(session: Session, rows: Iterable[Sequence[Any]]) -> list[Job]:
     return sorted((job_from_row(row, database) for row in rows), key=claim_order)
 
 
-def complete_jobs(session: Session, claimed: Sequence[Job], *, now: datetime) -> set[str]:
+def complete_jobs(session: Session, claimed: Iterable[Job], *, now: datetime) -> set[str]:
     """Complete the jobs that are still held and return their ids: the fence of a handler's transaction.
 
     It is the transaction's first statement. Its row locks keep everybody else away until the commit.
     """
-    if len(claimed) == 1:
-        one = {"job_id": claimed[0].id, "lease": claimed[0].lease_id, "now": now}
-        return set(session.execute(complete_one_statement(), one).scalars())
     dialect = dialect_of(session)
     parameters = {**CLAIMS.parameters(dialect, _leases(claimed)), "now": now}
     return set(session.execute(complete_statement(dialect), parameters).scalars())

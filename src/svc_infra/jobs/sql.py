@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from svc_infra.clock import Clock, SystemClock
 from svc_infra.db.full_scan import FullScan
-from svc_infra.db.session import commit, commit_each_statement, make_engine, make_session_factory
+from svc_infra.db.session import by_statements, commit, make_engine, make_session_factory
 from svc_infra.exceptions import NotInTransaction
 from svc_infra.failpoints import reached
 from svc_infra.jobs import rows, statements
@@ -282,12 +282,7 @@ class SqlJobQueue:
         return rescued
 
     async def _by_statements(self, work: Callable[[Session], T]) -> T:
-        """Run what needs no transaction, because each of its statements may commit by itself."""
-        async with self.session_factory() as session:
-            await session.run_sync(commit_each_statement)
-            result = await session.run_sync(work)
-            await commit(session)
-            return result
+        return await by_statements(self.session_factory, work)
 
     async def _in_transaction(self, work: Callable[[Session], T]) -> T:
         async with self.session_factory() as session:

@@ -203,18 +203,6 @@ def complete_statement(dialect: str) -> Update:
 
 
 @cache
-def complete_one_statement() -> Update:
-    """The same for one job, without a rowset; that a leased row runs is said by the table's check."""
-    return (
-        update(jobs)
-        .where(jobs.c.id == bindparam("job_id", type_=IdText))
-        .where(jobs.c.lease_id == bindparam("lease", type_=IdText))
-        .values(state=JobState.COMPLETED.value, finished_at=_now(), **_NO_LEASE)
-        .returning(jobs.c.id)
-    )
-
-
-@cache
 def finish_statement(dialect: str, is_fenced: bool) -> Update:
     ended = ENDED.table(dialect)
     is_mine = (

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
+from svc_infra.jobs.spans import SYSTEM
 from svc_infra.tracing import Step, continuing, step
 from svc_infra.webhooks.delivery import Answer, SendResult
 from svc_infra.webhooks.message import Message
-
-_SYSTEM = "svc_infra"
 
 
 def publishing(topic: str, messages: int = 1) -> AbstractContextManager[Step]:
     """Publish messages, which belong to this step if they are made within."""
     attributes: dict[str, str | int] = {
-        "messaging.system": _SYSTEM,
+        "messaging.system": SYSTEM,
         "messaging.operation.name": "publish",
         "messaging.operation.type": "send",
         "messaging.destination.name": topic,
@@ -30,7 +29,7 @@ def publishing(topic: str, messages: int = 1) -> AbstractContextManager[Step]:
 def delivering(message: Message) -> AbstractContextManager[Step]:
     """Make one attempt to deliver a message, in the trace that it was published in."""
     attributes: dict[str, str | int] = {
-        "messaging.system": _SYSTEM,
+        "messaging.system": SYSTEM,
         "messaging.operation.name": "deliver",
         "messaging.operation.type": "process",
         "messaging.destination.name": message.topic,
